@@ -1,0 +1,1 @@
+"""AIDB, the knowledge base: remembers texts and finds context with its sources."""

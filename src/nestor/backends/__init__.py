@@ -1,0 +1,1 @@
+"""Implementations of ``nestor.ports``, one folder per technology."""

@@ -1,0 +1,1 @@
+"""Agents that do the work of an iteration."""

@@ -1,0 +1,1 @@
+"""The task engine on DBOS: durable steps in the same database as our tables."""

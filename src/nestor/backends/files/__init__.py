@@ -1,0 +1,1 @@
+"""The event log in files that many processes append to."""

@@ -1,0 +1,1 @@
+"""Private clones of the user's repository."""

@@ -1,0 +1,1 @@
+"""llama.cpp as a supervised child process."""

@@ -1,0 +1,1 @@
+"""The search index in Qdrant Edge, in process."""

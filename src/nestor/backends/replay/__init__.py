@@ -1,0 +1,1 @@
+"""Model traffic recorded to a cassette, and replayed from it."""

@@ -1,0 +1,1 @@
+"""The stores in SQL: SQLite by default, PostgreSQL by changing one URL."""

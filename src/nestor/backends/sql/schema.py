@@ -1,0 +1,138 @@
+"""Every table. A change here needs a migration; tests/contracts/test_migrations.py compares.
+
+JSON columns hold msgspec-encoded values of ``nestor.model`` as text, so that both
+databases keep the same bytes. Times are RFC 3339 UTC text, which sorts as time. Money
+is decimal text. The tables of DBOS live in the same database under their own names.
+"""
+
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+task = Table(
+    "task",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("priority", String(8), nullable=False),
+    Column("phase", Integer),
+    Column("created_at", String(40), nullable=False),
+    Column("body", Text, nullable=False),
+    Index("ix_task_status", "status"),
+    Index("ix_task_created_at", "created_at"),
+)
+
+iteration = Table(
+    "iteration",
+    metadata,
+    Column("task_id", ForeignKey("task.task_id"), primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),
+)
+
+task_event = Table(
+    "task_event",
+    metadata,
+    Column("task_id", ForeignKey("task.task_id"), primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(32), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("data", Text, nullable=False),
+)
+
+event_outbox = Table(
+    "event_outbox",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("event", Text, nullable=False),
+    Column("sent_at", String(40)),
+    Index("ix_event_outbox_sent_at", "sent_at"),
+)
+
+document = Table(
+    "document",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("collection", String(64), nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("added_at", String(40), nullable=False),
+    Index("uq_document_project_path", "project", "path", unique=True),
+)
+
+chunk = Table(
+    "chunk",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column(
+        "document_id", ForeignKey("document.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("ordinal", Integer, nullable=False),
+    Column("heading", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("end", Integer, nullable=False),
+    Column("indexed", Integer, nullable=False),
+    Index("ix_chunk_document_id", "document_id"),
+    Index("ix_chunk_indexed", "indexed"),
+)
+
+chunk_removed = Table(
+    "chunk_removed",
+    metadata,
+    Column("id", String(64), primary_key=True),
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Integer, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("revoked_at", String(40)),
+)
+
+model_call = Table(
+    "model_call",
+    metadata,
+    Column("interaction_id", String(64), primary_key=True),
+    Column("task_id", String(64)),
+    Column("iteration", Integer),
+    Column("at", String(40), nullable=False),
+    Column("body", Text, nullable=False),
+    Index("ix_model_call_task_id_iteration", "task_id", "iteration"),
+)
+"""Full-text search lives beside ``chunk``: ``chunk_fts`` (FTS5) on SQLite, a ``tsvector``
+index on PostgreSQL; both are made by the migrations, because no portable type exists."""

@@ -1,0 +1,292 @@
+"""A task, its iterations and the verdicts on them: what Ralph works on.
+
+``TaskSpec`` is what a user writes (the task file). ``Task`` is what the store knows.
+Durations end in ``_s`` or ``_ms``, sizes in ``_bytes``, money is USD as ``Decimal``.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+import msgspec
+
+
+class TaskStatus(StrEnum):
+    """Where a task stands; ``FINAL_STATUSES`` never change again by themselves."""
+
+    QUEUED = "queued"
+    AWAITING_APPROVAL = "awaiting_approval"
+    RUNNING = "running"
+    VERIFIED = "verified"
+    UNVERIFIED = "unverified"
+    JUDGED = "judged"
+    EXHAUSTED = "exhausted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+FINAL_STATUSES = frozenset(TaskStatus) - {
+    TaskStatus.QUEUED,
+    TaskStatus.AWAITING_APPROVAL,
+    TaskStatus.RUNNING,
+}
+
+
+class Reason(StrEnum):
+    """Why a task stands where it stands."""
+
+    CHECKS_PASSED = "checks_passed"
+    NO_CHECKS = "no_checks"
+    CHECKS_NOT_DISCRIMINATING = "checks_not_discriminating"
+    JUDGE_PASSED = "judge_passed"
+    APPROVAL_PENDING = "approval_pending"
+    MAX_ITERATIONS = "max_iterations"
+    BUDGET_USD = "budget_usd"
+    BUDGET_TOKENS = "budget_tokens"
+    BUDGET_SECONDS = "budget_seconds"
+    STALLED = "stalled"
+    REPEATED_ERROR = "repeated_error"
+    BACKEND_UNAVAILABLE = "backend_unavailable"
+    WORKSPACE_ERROR = "workspace_error"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    RECOVERY_LIMIT = "recovery_limit"
+
+
+class Outcome(StrEnum):
+    """What one run of an agent came to. Says nothing about whether the work is right."""
+
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    BLOCKED = "blocked"
+    AGENT_ERROR = "agent_error"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    USAGE_ERROR = "usage_error"
+
+
+class Network(StrEnum):
+    """What a sandboxed process may reach."""
+
+    COORDINATOR = "coordinator"
+    """``/v1/*`` of the Coordinator through a forwarder, and nothing else."""
+    NONE = "none"
+    FULL = "full"
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One sealed command whose exit code decides. ``run``: argv, or a line for sh."""
+
+    name: str = ""
+    run: str | list[str]
+    timeout_s: float = 300.0
+    expect_exit: int = 0
+    env: dict[str, str] = {}
+
+
+class WorkspaceSpec(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """Where the work happens: a local git repository, and the commit it starts from."""
+
+    repo: str | None = None
+    path: str | None = None
+    """A folder inside the repository; the agent and the checks start there."""
+    base: str | None = None
+    """Any revision; the current HEAD when not given."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of one task; None is unlimited (of that kind)."""
+
+    usd: Decimal | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+
+class SandboxSpec(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """What the agent's sandbox may reach and use."""
+
+    network: Network = Network.COORDINATOR
+    memory_bytes: int | None = None
+    processes: int = 512
+
+
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The task file, as submitted and sealed. The roadmap's fields come first."""
+
+    task_id: str = ""
+    name: str = ""
+    task: str | None = None
+    description: str | None = None
+    prompt: str | None = None
+    backend: str | None = None
+    use_hybrid: bool = True
+    files: list[str] = []
+    steps: list[str] = []
+    completion_criteria: list[str] = []
+    priority: str = "P2"
+    phase: int | None = None
+    estimated_iterations: int | None = None
+    dependencies: list[str] = []
+    checks: list[Check] = []
+    test_command: str | list[str] | None = None
+    protected: list[str] | None = None
+    """Globs the agent may not change; None: the defaults; []: nothing is protected."""
+    workspace: WorkspaceSpec | None = None
+    command: str | list[str] | None = None
+    max_iterations: int | None = None
+    budget: Budget = Budget()
+    require_approval: bool = False
+    setup: list[str] = []
+    mounts: list[str] = []
+    guard_only: bool = False
+    include_dirty: bool = False
+    sandbox: SandboxSpec = SandboxSpec()
+    context: dict[str, object] = {}
+
+    @property
+    def goal(self) -> str:
+        """The one text that says what to do."""
+        return self.prompt or self.task or self.description or ""
+
+    @property
+    def all_checks(self) -> list[Check]:
+        """``checks`` plus ``test_command`` as a check, each with a name."""
+        checks = list(self.checks)
+        if self.test_command is not None:
+            checks.append(Check(name="tests", run=self.test_command))
+        return [
+            check
+            if check.name
+            else msgspec.structs.replace(check, name=f"check-{number}")
+            for number, check in enumerate(checks, 1)
+        ]
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task has used so far, by the Coordinator's meter and our clock.
+
+    ``usd`` is None when a call's price is unknown: unknown is not zero.
+    """
+
+    usd: Decimal | None = Decimal(0)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one model call, or of several added up; None: not reported."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All known tokens."""
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What one check said on one tree. ``phase``: ``base`` or ``after``."""
+
+    check: str
+    phase: str
+    passed: bool
+    exit_code: int | None
+    """None: it did not end by itself (time limit, killed by a signal)."""
+    duration_s: float
+    tests: int | None = None
+    """Tests in the runner's complete report; None: no such report was seen."""
+    output_tail: str = ""
+    flaky: bool | None = None
+    """None: not looked into."""
+    note: str = ""
+    """Why a check with the right exit code still did not pass."""
+
+
+class DiffStat(msgspec.Struct, frozen=True, kw_only=True):
+    """Size of a change against the base of the task."""
+
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+
+
+class Iteration(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of the loop, as recorded."""
+
+    n: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    context_items: list[dict[str, object]] = []
+    route: str | None = None
+    model: str | None = None
+    guidance: str | None = None
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    claimed_done: bool = False
+    diff_stat: DiffStat | None = None
+    tree: str | None = None
+    """Git tree id of the snapshot."""
+    commit: str | None = None
+    verdicts: list[Verdict] = []
+    usage: Usage = Usage()
+    cost_usd: Decimal | None = None
+    blocked_reason: str | None = None
+    output_tail: str = ""
+    protected_restored: list[str] = []
+    """Paths the agent changed that verification put back as they were on the base."""
+
+
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    """A question to a person, and the answer once there is one."""
+
+    id: str
+    what: str
+    approved: bool | None = None
+    decided_by: str | None = None
+    decided_at: datetime | None = None
+    note: str | None = None
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as the store knows it."""
+
+    task_id: str
+    name: str
+    description: str
+    status: TaskStatus
+    reason: Reason | None = None
+    priority: str
+    phase: int | None
+    backend: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    iteration: int = 0
+    max_iterations: int
+    budget: Budget
+    spent: Spent = Spent()
+    workspace: str | None = None
+    branch: str | None = None
+    base: str | None = None
+    approvals: list[Approval] = []
+    output: str = ""
+    detail: str = ""
+    """One sentence for a person: what happened and what to do."""
+    replayed: bool = False
+    sandboxed: bool = True
+    trace_id: str
+    cancel_requested: bool = False
+    submitted_by: str = "admin"
+    spec: TaskSpec
+
+    @property
+    def success(self) -> bool:
+        """True for ``verified`` alone."""
+        return self.status is TaskStatus.VERIFIED

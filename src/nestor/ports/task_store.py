@@ -1,0 +1,113 @@
+"""The record of tasks. Its meaning is tests/contracts/test_task_store.py."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from nestor.model.event import Event
+from nestor.model.task import Approval, Iteration, Reason, Spent, Task, TaskStatus
+
+
+class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """All given fields must match; None matches everything."""
+
+    priority: str | None = None
+    phase: int | None = None
+    status: TaskStatus | None = None
+
+
+class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields to set on a task; UNSET leaves a field as it is."""
+
+    status: TaskStatus | msgspec.UnsetType = msgspec.UNSET
+    reason: Reason | None | msgspec.UnsetType = msgspec.UNSET
+    started_at: datetime | None | msgspec.UnsetType = msgspec.UNSET
+    ended_at: datetime | None | msgspec.UnsetType = msgspec.UNSET
+    iteration: int | msgspec.UnsetType = msgspec.UNSET
+    spent: Spent | msgspec.UnsetType = msgspec.UNSET
+    workspace: str | None | msgspec.UnsetType = msgspec.UNSET
+    branch: str | None | msgspec.UnsetType = msgspec.UNSET
+    base: str | None | msgspec.UnsetType = msgspec.UNSET
+    approvals: list[Approval] | msgspec.UnsetType = msgspec.UNSET
+    output: str | msgspec.UnsetType = msgspec.UNSET
+    detail: str | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool | msgspec.UnsetType = msgspec.UNSET
+    sandboxed: bool | msgspec.UnsetType = msgspec.UNSET
+    cancel_requested: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a task's live stream. ``id`` is monotonic per task, from 1.
+
+    ``kind``: ``task``, ``iteration``, ``output``, ``verdict``, ``approval``, ``end``.
+    """
+
+    id: int
+    kind: str
+    at: datetime
+    data: dict[str, Any]
+
+
+class TaskStore(Protocol):
+    """Tasks, iterations, live events and the outbox of telemetry, in one database.
+
+    One call is one transaction: either all it says is stored, or nothing.
+    """
+
+    async def add(self, task: Task, *, digest: str, enqueue: bool) -> tuple[Task, bool]:
+        """Store a task and, when ``enqueue``, hand it to the engine in the same commit.
+
+        Returns the stored task and True; or, for an id stored before with the same
+        ``digest``, that task and False. Raises ``Conflict`` for another digest.
+        """
+        ...
+
+    async def get(self, task_id: str) -> Task:
+        """Read one task. Raises ``NotFound``."""
+        ...
+
+    async def all(self, which: TaskFilter, *, limit: int = 1000) -> list[Task]:
+        """Read tasks, oldest first."""
+        ...
+
+    async def counts(self) -> dict[str, int]:
+        """Count all tasks by status; statuses without a task are absent."""
+        ...
+
+    async def change(
+        self,
+        task_id: str,
+        change: TaskChange,
+        *,
+        iteration: Iteration | None = None,
+        telemetry: Sequence[Event] = (),
+        live: Sequence[tuple[str, dict[str, Any]]] = (),
+        unless: frozenset[TaskStatus] = frozenset(),
+        enqueue: bool = False,
+    ) -> Task:
+        """Set fields, write an iteration (replacing the same n), queue telemetry and live events.
+
+        Telemetry whose id is in the outbox already is not queued again. When the task
+        stands in one of ``unless``, nothing is written and the task is returned as it is.
+        """
+        ...
+
+    async def iterations(self, task_id: str) -> list[Iteration]:
+        """Read what was recorded, n ascending. Raises ``NotFound``."""
+        ...
+
+    async def live(
+        self, task_id: str, *, after: int, limit: int = 500
+    ) -> list[TaskEvent]:
+        """Read live events with an id greater than ``after``, ascending."""
+        ...
+
+    async def unsent(self, *, limit: int = 500) -> list[Event]:
+        """Read telemetry that was committed but is not marked sent, oldest first."""
+        ...
+
+    async def mark_sent(self, ids: Sequence[str]) -> None:
+        """Note that these stand in the event log."""
+        ...

@@ -1,0 +1,101 @@
+"""A task's private clone and its history, kept by the harness. tests/contracts/test_workspace.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from nestor.model.task import DiffStat, TaskSpec
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A clone that is ready. ``base`` and ``tree`` are full git ids."""
+
+    base: str
+    tree: str
+    repo: str | None
+    """The user's repository; None for an empty scratch one."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What the working tree held when the agent ended, as committed by the harness."""
+
+    commit: str
+    tree: str
+    diff_stat: DiffStat
+    """Against the base."""
+    changed_paths: list[str]
+    """Against the base, relative to the repository."""
+
+
+class Workspaces(Protocol):
+    """Private clones by task id. Nothing here trusts the clone's own ``.git``.
+
+    All calls may raise ``WorkspaceError`` with a sentence for the user.
+    """
+
+    async def inspect(self, spec: TaskSpec) -> None:
+        """Check the repository at submit: exists, is git, clean (or ``include_dirty``), base known.
+
+        Raises ``InvalidInput`` that names the field.
+        """
+        ...
+
+    async def prepare(self, task_id: str, spec: TaskSpec) -> Prepared:
+        """Make the clone at the base; made before: leave it, return the same."""
+        ...
+
+    async def reset(self, task_id: str, commit: str) -> None:
+        """Put the working tree to exactly this commit: nothing half-applied stays."""
+        ...
+
+    async def snapshot(self, task_id: str, *, message: str, parent: str) -> Snapshot:
+        """Commit the working tree on branch ``nestor/<task>`` as a child of ``parent``.
+
+        The same tree on the same parent gives the same commit, so a repeat is harmless.
+        """
+        ...
+
+    async def checkout(
+        self,
+        task_id: str,
+        commit: str,
+        into: Path,
+        *,
+        restore: Sequence[str],
+        base: str,
+    ) -> list[str]:
+        """Write a fresh copy of ``commit`` to ``into``, protected paths as on ``base``.
+
+        ``restore``: globs over both trees; a path that only ``commit`` has is removed.
+        Returns the paths whose content was put back.
+        """
+        ...
+
+    async def files(self, task_id: str, commit: str) -> list[str]:
+        """List the paths of a commit."""
+        ...
+
+    async def diff(self, task_id: str, commit: str, base: str) -> str:
+        """Unified diff from ``base`` to ``commit``, at most 1 MiB, then cut and said so."""
+        ...
+
+    async def deliver(self, task_id: str, commit: str) -> str | None:
+        """Put branch ``nestor/<task>`` into the user's repository; returns its name.
+
+        None when there is no repository to put it into.
+        """
+        ...
+
+    async def discard(self, task_id: str) -> None:
+        """Remove working files of an ended task; its history (rollback points) stays."""
+        ...
+
+    def tree(self, task_id: str) -> Path:
+        """Host path of the working tree."""
+        ...
+
+    def folder(self, task_id: str) -> Path:
+        """Host path of the task's own folder (run dirs, checkouts); made when missing."""
+        ...

@@ -1,0 +1,1 @@
+"""Ralph Wiggum: the task loop that does not stop before the work is verified."""

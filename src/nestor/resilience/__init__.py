@@ -1,0 +1,1 @@
+"""Breakers and limits that keep one failing part from taking the others down."""

@@ -1,0 +1,1 @@
+"""What Nestor says about itself: trace ids, metrics, logs, and events for learning."""

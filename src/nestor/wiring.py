@@ -1,0 +1,1 @@
+"""Turn Settings into running parts. The only module that names backends."""
