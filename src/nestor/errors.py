@@ -11,6 +11,7 @@ NestorError
 ├── RateLimited       time: too many requests; says when to come back
 ├── Unavailable       time: a dependency is down, the same call may work later
 │   ├── CircuitOpen   time: calls are held back because the last ones failed
+│   ├── IndexDamaged  time: the search index is rebuilt from SQL by itself
 │   └── UpstreamError the operator of the model server: it answered with an error
 ├── WorkspaceError    the caller: the repository, its setup or its checks cannot run
 ├── SandboxError      the operator: no isolation is available, or it broke
@@ -93,12 +94,26 @@ class CircuitOpen(Unavailable):
         self.retry_after_s = retry_after_s
 
 
-class UpstreamError(Unavailable):
-    """A model server answered with an error. ``status`` is its HTTP status, if any."""
+class IndexDamaged(Unavailable):
+    """The search index cannot be read any more; only emptying and refilling helps."""
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+
+class UpstreamError(Unavailable):
+    """A model server answered with an error. ``status`` is its HTTP status, if any.
+
+    ``retry_after_s``: when it said to come back; None when it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class WorkspaceError(NestorError):

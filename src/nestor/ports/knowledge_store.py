@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from nestor.model.knowledge import Chunk, Collection, Document, Hit
+
+
+class KnowledgeCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How much there is, read in one snapshot."""
+
+    documents: int
+    chunks: int
+    waiting: int
+    """Chunks that wait for the index."""
+    removed: int
+    """Ids that are gone here but may still stand in the index."""
 
 
 class KnowledgeStore(Protocol):
@@ -62,6 +75,10 @@ class KnowledgeStore(Protocol):
         self, query: str, *, limit: int, collections: Sequence[Collection] | None = None
     ) -> list[Hit]:
         """Full-text search in SQL, for when the index is gone. Any text is a valid query."""
+        ...
+
+    async def counts(self) -> KnowledgeCounts:
+        """Count documents, chunks, and what waits for the index."""
         ...
 
     async def version(self) -> int:

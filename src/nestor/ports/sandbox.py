@@ -58,8 +58,9 @@ class SandboxResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sandbox(Protocol):
-    """Starts each command under a guardian that outlives nobody: when this process dies
-    or stops for 8 s, the whole group of the command is killed.
+    """Starts each command under a guardian that outlives nobody.
+
+    When this process dies, or stops for 8 s, the whole group of the command is killed.
     """
 
     name: str

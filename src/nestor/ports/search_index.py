@@ -7,7 +7,11 @@ from nestor.model.knowledge import Chunk, Collection, Document, Hit
 
 
 class SearchIndex(Protocol):
-    """BM25 over chunks. It can be lost: ``KnowledgeStore`` can always fill it again."""
+    """BM25 over chunks. It can be lost: ``KnowledgeStore`` can always fill it again.
+
+    Any call may raise ``Unavailable`` (try again later), or ``IndexDamaged`` where only
+    ``clear`` and a refill help.
+    """
 
     async def upsert(self, chunks: Sequence[tuple[Chunk, Document]]) -> None:
         """Add or replace; durable when it returns."""

@@ -25,6 +25,26 @@ Workflow = Callable[[str, Steps], Awaitable[None]]
 """``await workflow(task_id, steps)``."""
 
 
+class StepFailed(Exception):  # noqa: N818 - names say what happened
+    """A step raised. Recorded like a result: a replay raises it again without running.
+
+    The first time ``__cause__`` is the exception itself. Expected errors belong into the
+    step's value instead.
+    """
+
+
+class RecoveryLimit(Exception):  # noqa: N818
+    """The process died under this workflow so often that it is not begun again."""
+
+
+FailureHook = Callable[[str, Exception], Awaitable[None]]
+"""``await on_failure(task_id, error)``: a workflow raised, or hit ``RecoveryLimit``.
+
+Called at least once, before the engine notes the end; again while it raises
+``Unavailable``.
+"""
+
+
 class TaskEngine(Protocol):
     """Runs one workflow per task id, each at most once at a time."""
 
@@ -37,7 +57,11 @@ class TaskEngine(Protocol):
         ...
 
     def enqueue_in(self, connection: Any, task_id: str, *, priority: int) -> None:
-        """Enqueue inside the caller's own SQL transaction (sync SQLAlchemy connection)."""
+        """Enqueue inside the caller's own SQL transaction (sync SQLAlchemy connection).
+
+        A task that waits in the queue already stays there once; one whose workflow ended
+        gets a new one. Raises ``Conflict`` while its workflow is running.
+        """
         ...
 
     async def running(self) -> list[str]:

@@ -22,14 +22,14 @@ class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
     """Fields to set on a task; UNSET leaves a field as it is."""
 
     status: TaskStatus | msgspec.UnsetType = msgspec.UNSET
-    reason: Reason | None | msgspec.UnsetType = msgspec.UNSET
-    started_at: datetime | None | msgspec.UnsetType = msgspec.UNSET
-    ended_at: datetime | None | msgspec.UnsetType = msgspec.UNSET
+    reason: Reason | msgspec.UnsetType | None = msgspec.UNSET
+    started_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
+    ended_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
     iteration: int | msgspec.UnsetType = msgspec.UNSET
     spent: Spent | msgspec.UnsetType = msgspec.UNSET
-    workspace: str | None | msgspec.UnsetType = msgspec.UNSET
-    branch: str | None | msgspec.UnsetType = msgspec.UNSET
-    base: str | None | msgspec.UnsetType = msgspec.UNSET
+    workspace: str | msgspec.UnsetType | None = msgspec.UNSET
+    branch: str | msgspec.UnsetType | None = msgspec.UNSET
+    base: str | msgspec.UnsetType | None = msgspec.UNSET
     approvals: list[Approval] | msgspec.UnsetType = msgspec.UNSET
     output: str | msgspec.UnsetType = msgspec.UNSET
     detail: str | msgspec.UnsetType = msgspec.UNSET

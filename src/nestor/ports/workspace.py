@@ -27,6 +27,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Against the base."""
     changed_paths: list[str]
     """Against the base, relative to the repository."""
+    left_out: list[str] = []
+    """Paths of the working tree that are not in the snapshot, each with the reason."""
 
 
 class Workspaces(Protocol):

@@ -1,19 +1,35 @@
 """One database, opened with the pragmas and the error translation all stores share."""
 
 import re
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from nestor.errors import Misconfigured, Unavailable
 
 BUSY_TIMEOUT_MS = 30_000
+_TIME_MAY_HEAL = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_NOT_OURS = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 
 
 class Database:
@@ -25,7 +41,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Tell the dialect where SQL differs (full-text search)."""
+        """Tell the dialect where SQL differs (full-text search, upsert)."""
         return self._engine.dialect.name == "sqlite"
 
     @classmethod
@@ -33,11 +49,10 @@ class Database:
     async def open(cls, url: str, *, migrate: bool = True) -> AsyncIterator[Self]:
         """Open ``sqlite:///PATH`` or ``postgresql://…``, bringing its tables up to date."""
         if migrate:
-            from nestor.backends.sql.migrate import upgrade  # noqa: PLC0415 - slow import
+            from nestor.backends.sql.migrate import upgrade  # noqa: PLC0415 - a cycle
 
-            with translated():
-                await upgrade(url)
-        engine = create_async_engine(async_url(url))
+            await upgrade(url)
+        engine = create_async_engine(async_url(url), pool_pre_ping=not _is_sqlite(url))
         if engine.dialect.name == "sqlite":
             prepare_sqlite(engine.sync_engine)
         try:
@@ -54,11 +69,11 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Read without taking the write lock."""
+        """Read one snapshot without taking the write lock; what is written here is lost."""
         with translated():
             async with self._engine.connect() as connection:
                 if self.is_sqlite:
-                    connection = await connection.execution_options(nestor_read=True)
+                    await connection.execution_options(nestor_read=True)
                 yield connection
 
 
@@ -83,38 +98,62 @@ def _with_driver(url: str, drivers: dict[str, str]) -> str:
     )
 
 
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).drivername.startswith("sqlite")
+
+
 def sqlite_path(url: str) -> Path | None:
     """Return the file of a SQLite URL, None for a server."""
-    parsed = make_url(url)
-    if not parsed.drivername.startswith("sqlite") or not parsed.database:
-        return None
-    return Path(parsed.database)
+    database = make_url(url).database
+    return Path(database) if _is_sqlite(url) and database else None
 
 
-def prepare_sqlite(engine: Any) -> None:
+def prepare_sqlite(engine: Engine, *, begin: bool = True) -> None:
     """WAL, FULL sync (a commit survives a power cut), foreign keys, immediate transactions.
 
     Immediate, because a deferred one that turns into a writer half way fails at once with
     "database is locked" whatever the busy timeout (https://sqlite.org/lang_transaction.html).
+    ``begin=False`` leaves BEGIN to the driver, which then says it before the first write
+    only: for DBOS, which says its own BEGIN in its migrations and polls with bare reads.
     """
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy, not the driver, says BEGIN
+        connection.isolation_level = None if begin else "IMMEDIATE"
         cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout = {BUSY_TIMEOUT_MS}",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        _use_wal(cursor)
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        # Without it a row that REPLACE removes fires no delete trigger.
+        cursor.execute("PRAGMA recursive_triggers = ON")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        read = connection.get_execution_options().get("nestor_read")
-        connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+    if begin:
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            read = connection.get_execution_options().get("nestor_read")
+            connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+def _use_wal(cursor: Any) -> None:
+    """Turn WAL on; the file remembers it. SQLite does not wait for the lock here itself."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode")
+            if cursor.fetchone()[0] in {"wal", "memory"}:
+                return
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.fetchone()
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)  # in the driver's thread, or a start that is alone
+        else:
+            return
 
 
 @contextmanager
@@ -122,6 +161,22 @@ def translated() -> Iterator[None]:
     """Turn driver errors that time may heal into ``Unavailable``; others are bugs."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        message = f"the database does not answer: {error.__cause__ or error}"
+    except PoolTimeout as error:
+        message = f"the database does not answer: {error}"
+        raise Unavailable(message) from error
+    except DBAPIError as error:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code is None:
+            heals = isinstance(error, OperationalError | InterfaceError)
+        else:
+            heals = code & 0xFF in _TIME_MAY_HEAL
+            if code & 0xFF in _NOT_OURS:
+                message = (
+                    f"the database file is damaged or no database ({error.orig}): "
+                    "restore a backup, or set DATABASE_URL to another"
+                )
+                raise Misconfigured(message) from error
+        if not heals:
+            raise
+        message = f"the database does not answer: {error.orig}"
         raise Unavailable(message) from error

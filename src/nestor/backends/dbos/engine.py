@@ -1,0 +1,337 @@
+"""The task engine on DBOS, with its tables in Nestor's own database.
+
+DBOS is one object a process, reads no file here, opens no port and sends nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import _serialization as dbos_serialization
+
+from nestor.backends.sql.database import prepare_sqlite, sync_url, translated
+from nestor.backends.sql.rows import encode
+from nestor.errors import Conflict, Unavailable
+from nestor.ports.task_engine import (
+    FailureHook,
+    RecoveryLimit,
+    StepFailed,
+    Workflow,
+)
+
+T = TypeVar("T")
+
+LOOP_PROTOCOL = "1"
+"""Raise it when recorded steps no longer fit the workflow's code: DBOS replays a
+workflow only under the version that began it."""
+MAX_RECOVERIES = 5
+STOP_TIMEOUT_S = 10.0
+"""How long ``stop`` waits for steps to clean up after being cancelled."""
+
+_APPLICATION = "nestor"
+_WORKFLOW = "nestor.task"
+_QUEUE = "nestor-tasks"
+_REPORT_AGAIN_S = 1.0
+_WAITING = frozenset({"ENQUEUED", "DELAYED"})
+
+
+class DbosEngine:
+    """``ports.task_engine.TaskEngine``.
+
+    ``executor_id`` is unique to this process and the same after a restart: what it left
+    behind is recovered by it, and by nobody else. ``prepare`` comes before the first
+    ``enqueue_in``; ``start`` does it, too.
+    """
+
+    _started: ClassVar["DbosEngine | None"] = None
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        executor_id: str,
+        workers: int,
+        on_failure: FailureHook,
+        poll_s: float = 0.1,
+    ) -> None:
+        self._url = sync_url(database_url)
+        self._executor_id = executor_id
+        self._workers = workers
+        self._on_failure = on_failure
+        self._poll_s = poll_s
+        self._engine: sa.Engine | None = None
+        self._client: DBOSClient | None = None
+        self._running: dict[str, asyncio.Task[Any]] = {}
+        self._abandoned: set[str] = set()
+        self._stopping = False
+        self._status = sa.table(
+            "workflow_status",
+            sa.column("workflow_uuid"),
+            sa.column("status"),
+            sa.column("recovery_attempts"),
+            schema=None if self._url.startswith("sqlite") else "dbos",
+        )
+
+    async def prepare(self) -> None:
+        """Make or update the engine's tables. Raises ``Unavailable``."""
+        if self._client is None:
+            _quiet(logging.WARNING)
+            _read_json_only()
+            await asyncio.to_thread(self._migrate)
+            self._engine = self._new_engine()
+            self._client = DBOSClient(
+                system_database_engine=self._engine,
+                serializer=DBOSPortableJSONSerializer(),
+                application_name=_APPLICATION,
+                lazy=True,
+            )
+
+    async def start(self, workflow: Workflow) -> None:
+        """Begin taking tasks, those first that a dead process left behind.
+
+        Call it in the event loop where the steps are to run.
+        """
+        if DbosEngine._started is not None:
+            raise RuntimeError("a process runs one task engine")
+        await self.prepare()
+        DbosEngine._started = self
+        self._stopping = False
+        self._abandoned.clear()
+        try:
+            self._launch(workflow)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _launch(self, workflow: Workflow) -> None:
+        dbos = DBOS(config=self._config())
+
+        async def run_task(task_id: str) -> None:
+            await self._run(workflow, task_id)
+
+        # No limit of DBOS's own: it would park the workflow without telling anybody.
+        DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(run_task)
+        # A queue in memory, as DBOS's own are: one in the database would share its
+        # worker count between processes and cost a read a poll.
+        dbos._registry._register_internal_queue(  # noqa: SLF001 - dbos is pinned
+            _QUEUE, worker_concurrency=self._workers, polling_interval_sec=self._poll_s
+        )
+        with translated():
+            DBOS.launch()
+
+    def _config(self) -> DBOSConfig:
+        return {
+            "name": _APPLICATION,
+            "system_database_url": self._url,
+            "system_database_engine": self._engine,
+            "application_version": LOOP_PROTOCOL,
+            "executor_id": self._executor_id,
+            "serializer": DBOSPortableJSONSerializer(),
+            "run_migrations": False,
+            "enable_otlp": False,
+            "log_level": "WARNING",
+            "max_executor_threads": 32 + self._workers,
+        }
+
+    async def stop(self) -> None:
+        """Take no more; leave running workflows to be recovered at the next start.
+
+        Their running step is cancelled and not recorded. An orderly stop does not count
+        towards ``MAX_RECOVERIES``.
+        """
+        if DbosEngine._started is not self:
+            await self._close()
+            return
+        self._stopping = True
+        _quiet(logging.ERROR)  # DBOS warns of each cancelled workflow
+        running = set(self._running.values())
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
+        # DBOS has made its pool the loop's default, and is about to close it.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        DbosEngine._started = None
+        try:
+            await asyncio.to_thread(self._uncount, sorted(self._abandoned))
+        finally:
+            await self._close()
+
+    def enqueue_in(
+        self,
+        connection: Any,
+        task_id: str,
+        *,
+        priority: int,
+        attempt: int | None = None,
+    ) -> None:
+        """Enqueue inside the caller's own SQL transaction (sync SQLAlchemy connection).
+
+        ``priority`` 0 is first. ``attempt`` None: the next one; nothing when the task
+        waits in the queue already. Raises ``Conflict`` while its workflow is running.
+        """
+        if self._client is None:
+            raise RuntimeError("prepare() comes before enqueue_in()")
+        number = attempt or self._next_attempt(connection, task_id)
+        if number is not None:
+            self._client.enqueue_in_transaction(
+                connection,
+                {
+                    "workflow_name": _WORKFLOW,
+                    "queue_name": _QUEUE,
+                    "workflow_id": _workflow_id(task_id, number),
+                    "priority": priority + 1,
+                },
+                task_id,
+            )
+
+    async def running(self) -> list[str]:
+        """Return the ids of the tasks whose workflows this process is executing now."""
+        return list(self._running)
+
+    def _next_attempt(self, connection: sa.Connection, task_id: str) -> int | None:
+        number = 1
+        while status := self._read(connection, "status", _workflow_id(task_id, number)):
+            if status in _WAITING:
+                return None
+            if status == "PENDING":
+                raise Conflict(
+                    f"task {task_id} is still running; try again when it ended"
+                )
+            number += 1
+        return number
+
+    async def _run(self, workflow: Workflow, task_id: str) -> None:
+        workflow_id = DBOS.workflow_id
+        task = asyncio.current_task()
+        if workflow_id is None or task is None:
+            raise RuntimeError("not in a workflow")
+        self._running[task_id] = task
+        try:
+            await self._attempt(workflow, workflow_id, task_id)
+        except asyncio.CancelledError:
+            self._abandoned.add(workflow_id)
+            raise
+        finally:
+            del self._running[task_id]
+
+    async def _attempt(
+        self, workflow: Workflow, workflow_id: str, task_id: str
+    ) -> None:
+        try:
+            await self._begin(workflow_id)
+            await workflow(task_id, _DbosSteps())
+        except Exception as error:  # the edge between the engine and any workflow
+            await self._report(task_id, error)
+            raise
+
+    async def _begin(self, workflow_id: str) -> None:
+        if self._stopping:  # taken from the queue after stop() looked around
+            raise asyncio.CancelledError
+        begun = await asyncio.to_thread(self._begun, workflow_id)
+        if begun > MAX_RECOVERIES + 1:
+            raise RecoveryLimit(f"begun {begun} times without coming to an end")
+
+    async def _report(self, task_id: str, error: Exception) -> None:
+        while True:
+            try:
+                return await self._on_failure(task_id, error)
+            except Unavailable:
+                await asyncio.sleep(_REPORT_AGAIN_S)
+
+    def _begun(self, workflow_id: str) -> int:
+        """Read how often the workflow was taken from the queue; written before it runs."""
+        with self._connected() as connection:
+            return int(self._read(connection, "recovery_attempts", workflow_id) or 0)
+
+    def _uncount(self, workflow_ids: list[str]) -> None:
+        if not workflow_ids:
+            return
+        status = self._status
+        with translated(), self._connected() as connection:
+            connection.execute(
+                sa.update(status)
+                .where(status.c.workflow_uuid.in_(workflow_ids))
+                .where(status.c.status == "PENDING")
+                .values(recovery_attempts=status.c.recovery_attempts - 1)
+            )
+
+    def _read(self, connection: sa.Connection, column: str, workflow_id: str) -> Any:
+        status = self._status
+        return connection.scalar(
+            sa.select(status.c[column]).where(status.c.workflow_uuid == workflow_id)
+        )
+
+    def _connected(self) -> Any:
+        if self._engine is None:
+            raise RuntimeError("the engine is closed")
+        return self._engine.begin()
+
+    def _new_engine(self) -> sa.Engine:
+        if not self._url.startswith("sqlite"):
+            return sa.create_engine(self._url, pool_pre_ping=True)
+        engine = sa.create_engine(self._url)
+        prepare_sqlite(engine, begin=False)
+        return engine
+
+    def _migrate(self) -> None:
+        with translated():
+            DBOS.migrate(self._url)
+
+    async def _close(self) -> None:
+        client, engine = self._client, self._engine
+        self._client = self._engine = None
+        if client is not None:
+            client.destroy()
+        if engine is not None:
+            await asyncio.to_thread(engine.dispose)
+
+
+class _DbosSteps:
+    """``ports.task_engine.Steps``. Even the first result is decoded from its record."""
+
+    async def run(
+        self, name: str, kind: type[T], action: Callable[[], Awaitable[T]]
+    ) -> T:
+        cause: Exception | None = None
+
+        async def call() -> dict[str, Any]:
+            nonlocal cause
+            try:
+                record = encode({"value": await action()})
+            except Exception as error:  # noqa: BLE001 - recorded, so a replay fails alike
+                cause = error
+                record = encode({"error": f"{type(error).__name__}: {error}"})
+            return msgspec.json.decode(record, type=dict[str, Any])
+
+        record = await DBOS.run_step_async({"name": name}, call)
+        if "error" in record:
+            raise StepFailed(f"step {name}: {record['error']}") from cause
+        return msgspec.convert(record["value"], kind, str_keys=True)
+
+
+def _workflow_id(task_id: str, attempt: int) -> str:
+    return f"{task_id}:{attempt}"  # a task id has no colon
+
+
+def _read_json_only() -> None:
+    """Whatever a row says it holds: DBOS would unpickle it, which runs code."""
+
+    def refuse(_text: str) -> Any:
+        raise ValueError("a record of DBOS is not JSON")
+
+    vars(dbos_serialization.DBOSDefaultSerializer)["deserialize"] = refuse
+
+
+def _quiet(level: int) -> None:
+    """Let DBOS log through the process's own handlers, from ``level`` up."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:  # else it would add one that writes to the console
+        logger.addHandler(logging.NullHandler())
+    logger.setLevel(level)
