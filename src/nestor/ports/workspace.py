@@ -1,6 +1,6 @@
 """A task's private clone and its history, kept by the harness. tests/contracts/test_workspace.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -65,13 +65,13 @@ class Workspaces(Protocol):
         commit: str,
         into: Path,
         *,
-        restore: Sequence[str],
+        restore: Callable[[str], bool],
         base: str,
     ) -> list[str]:
         """Write a fresh copy of ``commit`` to ``into``, protected paths as on ``base``.
 
-        ``restore``: globs over both trees; a path that only ``commit`` has is removed.
-        Returns the paths whose content was put back.
+        ``restore`` says of a path (of either tree) whether it is protected; one that only
+        ``commit`` has is removed. Returns the paths that were put back.
         """
         ...
 
@@ -88,6 +88,10 @@ class Workspaces(Protocol):
 
         None when there is no repository to put it into.
         """
+        ...
+
+    async def remove(self, *folders: Path) -> None:
+        """Remove folders that sandboxed code has filled, however deep or closed."""
         ...
 
     async def discard(self, task_id: str) -> None:

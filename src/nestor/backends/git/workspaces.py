@@ -1,0 +1,346 @@
+"""Workspaces in private clones, with the harness's history beside them.
+
+``home/tasks/<task id>/`` holds ``workspace/`` (the agent's: its files and a ``.git`` that
+nobody trusts), ``history.git/`` (the harness's; never seen inside the sandbox) and
+``prepared.json``. Everything is made under a ``tmp-…`` name and renamed into place, so
+that a kill at any instant leaves either nothing or the whole.
+"""
+
+import asyncio
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from nestor.backends.git import listing, source, trees
+from nestor.backends.git.command import Repository
+from nestor.backends.git.trees import Entry
+from nestor.errors import InvalidInput, WorkspaceError
+from nestor.model.ids import TASK_ID
+from nestor.model.task import TaskSpec
+from nestor.ports.workspace import Prepared, Snapshot
+
+DIFF_LIMIT_BYTES = 1024 * 1024
+_CUT = "\n[diff cut at 1 MiB]\n"
+_BASE = "refs/nestor/base"
+_TEMPORARY = "tmp-"
+_AGENT_CONFIG = "[user]\n\tname = Nestor\n\temail = nestor@localhost\n"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """``prepared.json``: written last."""
+
+    base: str
+    tree: str
+    repo: str | None
+    head: str | None
+    """The user's commit under ``base``: the same, unless it has their dirty state."""
+    object_format: str
+
+
+class GitWorkspaces:
+    """Implements ``ports.workspace.Workspaces``. One caller at a time per task."""
+
+    def __init__(self, home: Path) -> None:
+        self._tasks = home.absolute() / "tasks"
+
+    def tree(self, task_id: str) -> Path:
+        """See Workspaces.tree."""
+        return self._path(task_id) / "workspace"
+
+    def folder(self, task_id: str) -> Path:
+        """See Workspaces.folder. Mode 0700."""
+        path = self._path(task_id)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    async def inspect(self, spec: TaskSpec) -> None:
+        """See Workspaces.inspect. Runs nothing that the repository configures."""
+        place = spec.workspace
+        if place is None or place.repo is None:
+            _refuse_without_repository(spec)
+            return
+        try:
+            found = await source.open_source(place.repo)
+            if found.path.is_relative_to(self._tasks):
+                raise InvalidInput.at(
+                    "workspace.repo", "is inside Nestor's own data folder"
+                )
+            with tempfile.TemporaryDirectory(prefix="nestor-") as scratch:
+                await source.check_request(spec, found, Path(scratch))
+        except WorkspaceError as error:
+            raise InvalidInput.at("workspace.repo", str(error)) from error
+
+    async def prepare(self, task_id: str, spec: TaskSpec) -> Prepared:
+        """See Workspaces.prepare."""
+        folder = self.folder(task_id)
+        await asyncio.to_thread(_sweep, folder)
+        record = _read_record(folder)
+        if record is None:
+            record = await self._make_history(folder, task_id, spec)
+        if not self.tree(task_id).is_dir():
+            await self.reset(task_id, record.base)
+        return Prepared(base=record.base, tree=record.tree, repo=record.repo)
+
+    async def reset(self, task_id: str, commit: str) -> None:
+        """See Workspaces.reset. The agent's ``.git`` is made anew as well."""
+        folder, record = self._prepared(task_id)
+        await asyncio.to_thread(_sweep, folder)
+        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        fresh = scratch / "workspace"
+        clone = await trees.init(fresh, record.object_format, bare=False)
+        history = self._history(task_id, work_tree=fresh, index=fresh / ".git/index")
+        git_dir = fresh / ".git"
+        await trees.unpack(history, await trees.read(history, commit))
+        await asyncio.to_thread(_copy_objects, folder / "history.git", git_dir)
+        with (git_dir / "config").open("a") as config:
+            config.write(_AGENT_CONFIG)
+        branch = f"refs/heads/{branch_name(task_id)}"
+        await clone.run("update-ref", branch, commit)
+        await clone.run("symbolic-ref", "HEAD", branch)
+        with suppress(FileNotFoundError):
+            (folder / "workspace").rename(scratch / "old")
+        fresh.rename(folder / "workspace")
+        await asyncio.to_thread(_remove, scratch)
+
+    async def snapshot(self, task_id: str, *, message: str, parent: str) -> Snapshot:
+        """See Workspaces.snapshot.
+
+        Every file is read, never a stat cache. Ignored paths stay out unless the base or
+        the parent has them. New files over 50 MiB, sockets and the like, and a nested
+        repository's ``.git`` (not its files) are left out and named in ``left_out``.
+        """
+        _, record = self._prepared(task_id)
+        git = self._history(task_id, work_tree=self.tree(task_id))
+        known = await trees.read(git, record.base) | await trees.read(git, parent)
+        found = await listing.take(git, known)
+        tree = await trees.write(git, found.tree)
+        commit = await trees.commit(git, tree, parent, message)
+        await git.run("update-ref", f"refs/heads/{branch_name(task_id)}", commit)
+        stat_, paths = await trees.changes(git, record.base, commit)
+        return Snapshot(
+            commit=commit,
+            tree=tree,
+            diff_stat=stat_,
+            changed_paths=[trees.text(path) for path in paths],
+            left_out=sorted(found.left_out)[:100],
+        )
+
+    async def checkout(
+        self,
+        task_id: str,
+        commit: str,
+        into: Path,
+        *,
+        restore: Callable[[str], bool],
+        base: str,
+    ) -> list[str]:
+        """See Workspaces.checkout. What ``into`` held is removed."""
+        self._prepared(task_id)
+        git = self._history(task_id)
+        tree = await trees.read(git, commit)
+        restored = _restore(tree, await trees.read(git, base), restore)
+        await asyncio.to_thread(_empty, into)
+        with tempfile.TemporaryDirectory() as scratch:
+            index = Path(scratch) / "index"
+            await trees.unpack(replace(git, work_tree=into, index=index), tree)
+        return sorted(trees.text(path) for path in restored)
+
+    async def files(self, task_id: str, commit: str) -> list[str]:
+        r"""See Workspaces.files. Bytes that are not UTF-8 appear as ``\xNN``."""
+        tree = await trees.read(self._history(task_id), commit)
+        return sorted(trees.text(path) for path in tree)
+
+    async def diff(self, task_id: str, commit: str, base: str) -> str:
+        """See Workspaces.diff. No attribute of the tree can hide a text file's change."""
+        out = await self._history(task_id).run(
+            *("diff-tree", "-r", "-p", "--no-renames", "--no-ext-diff"),
+            *("--no-textconv", "--no-color", trees.checked(base)),
+            trees.checked(commit),
+            limit=DIFF_LIMIT_BYTES,
+        )
+        cut = _CUT if len(out) >= DIFF_LIMIT_BYTES else ""
+        return out.decode(errors="replace") + cut
+
+    async def deliver(self, task_id: str, commit: str) -> str | None:
+        """See Workspaces.deliver. The branch is moved whatever it was on before.
+
+        Raises WorkspaceError, and changes nothing, where it is checked out, or the
+        repository or its base commit is gone.
+        """
+        _, record = self._prepared(task_id)
+        if record.repo is None or record.head is None:
+            return None
+        branch = branch_name(task_id)
+        await source.deliver(
+            Path(record.repo),
+            self._history(task_id),
+            branch,
+            head=record.head,
+            commit=trees.checked(commit),
+        )
+        return branch
+
+    async def remove(self, *folders: Path) -> None:
+        """See Workspaces.remove."""
+        for folder in folders:
+            await asyncio.to_thread(_remove, folder)
+
+    async def discard(self, task_id: str) -> None:
+        """See Workspaces.discard. ``prepare`` or ``reset`` brings the tree back."""
+        folder = self._path(task_id)
+        if folder.is_dir():
+            await asyncio.to_thread(_remove, folder / "workspace")
+            await asyncio.to_thread(_sweep, folder)
+
+    def _path(self, task_id: str) -> Path:
+        if not TASK_ID.fullmatch(task_id) or task_id in {".", ".."}:
+            raise InvalidInput.at("task_id", "is not a task id")
+        return self._tasks / task_id
+
+    def _history(
+        self, task_id: str, work_tree: Path | None = None, index: Path | None = None
+    ) -> Repository:
+        git_dir = self._path(task_id) / "history.git"
+        return Repository(git_dir=git_dir, work_tree=work_tree, index=index)
+
+    def _prepared(self, task_id: str) -> tuple[Path, _Record]:
+        folder = self._path(task_id)
+        record = _read_record(folder)
+        if record is None:
+            raise WorkspaceError(f"the workspace of task {task_id} is not prepared")
+        return folder, record
+
+    async def _make_history(
+        self, folder: Path, task_id: str, spec: TaskSpec
+    ) -> _Record:
+        """Build ``history.git`` beside its place; the record of it is the last act."""
+        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        built = scratch / "history.git"
+        place = spec.workspace
+        if place is None or place.repo is None:
+            head, path, object_format = None, None, "sha1"
+            history = await trees.init(built, object_format)
+            empty = await trees.write(history, {})
+            base = await trees.commit(history, empty, None, "Empty workspace")
+            await history.run("update-ref", _BASE, base)
+        else:
+            found = await source.open_source(place.repo)
+            path, object_format = found.path, found.object_format
+            head = await found.resolve(place.base)
+            history = await trees.init(built, object_format)
+            base = await source.copy_history(
+                found, head, history, scratch, dirty=spec.include_dirty
+            )
+        await history.run("update-ref", f"refs/heads/{branch_name(task_id)}", base)
+        record = _Record(
+            base=base,
+            tree=await history.line("rev-parse", "--verify", f"{base}^{{tree}}"),
+            repo=str(path) if path else None,
+            head=head,
+            object_format=object_format,
+        )
+        # Without a record nobody has used these: what an earlier attempt left behind.
+        await asyncio.to_thread(_remove, folder / "history.git")
+        await asyncio.to_thread(_remove, folder / "workspace")
+        built.rename(folder / "history.git")
+        (scratch / "prepared.json").write_bytes(msgspec.json.encode(record))
+        (scratch / "prepared.json").rename(folder / "prepared.json")
+        await asyncio.to_thread(_remove, scratch)
+        return record
+
+
+def branch_name(task_id: str) -> str:
+    """Return ``nestor/<task id>``; ids that git does not take in a ref get a digest."""
+    if re.search(r"^\.|\.\.|\.$|\.lock$", task_id):
+        digest = hashlib.sha256(task_id.encode()).hexdigest()[:8]
+        return f"nestor/{task_id.replace('.', '_')}-{digest}"
+    return f"nestor/{task_id}"
+
+
+def _refuse_without_repository(spec: TaskSpec) -> None:
+    if spec.include_dirty:
+        raise InvalidInput.at("include_dirty", "needs workspace.repo")
+    for name in ("path", "base"):
+        if spec.workspace and getattr(spec.workspace, name) is not None:
+            raise InvalidInput.at(f"workspace.{name}", "needs workspace.repo")
+
+
+def _restore(
+    tree: dict[bytes, Entry], base: dict[bytes, Entry], restore: Callable[[str], bool]
+) -> set[bytes]:
+    """Put protected paths of ``tree`` back as on ``base``; return which were changed."""
+    touched = {
+        path
+        for path in tree.keys() | base.keys()
+        if tree.get(path) != base.get(path) and restore(trees.text(path))
+    }
+    for path in touched:
+        tree.pop(path, None)
+    back = {path: base[path] for path in touched if path in base}
+    # A folder turned into a file or a link (or the reverse) stands in the way.
+    above = {parent for path in back for parent in _parents(path)}
+    blocking = {
+        path
+        for path in tree
+        if path in above or any(parent in back for parent in _parents(path))
+    }
+    for path in blocking:
+        del tree[path]
+    tree |= back
+    return touched | blocking
+
+
+def _parents(path: bytes) -> list[bytes]:
+    names = path.split(b"/")
+    return [b"/".join(names[:count]) for count in range(1, len(names))]
+
+
+def _read_record(folder: Path) -> _Record | None:
+    try:
+        return msgspec.json.decode(
+            (folder / "prepared.json").read_bytes(), type=_Record
+        )
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise WorkspaceError(f"{folder / 'prepared.json'} is damaged") from error
+
+
+def _copy_objects(history: Path, git_dir: Path) -> None:
+    """Copy, never hard-link: the agent can write what it owns."""
+    shutil.copytree(history / "objects", git_dir / "objects", dirs_exist_ok=True)
+    with suppress(FileNotFoundError):
+        shutil.copyfile(history / "shallow", git_dir / "shallow")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-made."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(WorkspaceError):  # a git of that process may still write there
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a tree that somebody else filled: as deep and as closed as they like."""
+    remove = ["rm", "-rf", "--", str(path)]
+    if subprocess.run(remove, check=False, capture_output=True).returncode == 0:
+        return
+    open_up = ["chmod", "-R", "u+rwX", "--", str(path)]
+    subprocess.run(open_up, check=False, capture_output=True)
+    done = subprocess.run(remove, check=False, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise WorkspaceError(f"cannot remove {path}: {last}")
+
+
+def _empty(path: Path) -> None:
+    _remove(path)
+    path.mkdir(parents=True)
