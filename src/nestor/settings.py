@@ -7,6 +7,7 @@ A secret may be given as ``NESTOR_…_FILE``, the path of a file that holds it.
 
 import os
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -24,7 +25,9 @@ from nestor.errors import Misconfigured
 
 PREFIX = "NESTOR_"
 SECRETS = ("api_key", "remote_api_key")
-_PLACEHOLDER = re.compile(r"change.?me|your.?(api.?)?key|placeholder|xxx+|<.*>", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"change.?me|your.?(api.?)?key|placeholder|xxx+|<.*>", re.IGNORECASE
+)
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port; which one is printed and written to ``$NESTOR_HOME/run.json``."""
@@ -58,10 +61,15 @@ class Settings(BaseSettings):
     """Admin key; when not given, one is made at first start (``nestor key``)."""
 
     dashboard_port: Port = 8888
+    """Status page. 0: any free port."""
     ralph_port: Port = 8090
+    """Tasks. 0: any free port."""
     aidb_port: Port = 8091
+    """Knowledge base. 0: any free port."""
     coordinator_port: Port = 8092
+    """Models: routing and gateway. 0: any free port."""
     learning_port: Port = 8093
+    """Telemetry. 0: any free port."""
 
     database_url: str | None = None
     """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given."""
@@ -73,13 +81,17 @@ class Settings(BaseSettings):
     remote_base_url: str | None = None
     """OpenAI-compatible server of the remote model, ending in ``/v1``."""
     remote_model: str | None = None
+    """Its name there."""
     remote_api_key: SecretStr | None = None
+    """Sent to REMOTE_BASE_URL and nowhere else."""
     remote_price_input: Annotated[Decimal | None, Field(ge=0)] = None
     """USD per million tokens; not given: cost is unknown, never 0."""
     remote_price_output: Annotated[Decimal | None, Field(ge=0)] = None
+    """The same for what the model writes."""
     routing_default: Literal["local", "remote"] = "local"
     """Where a query goes while there is no evidence which side is better."""
     model_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Longest wait for one answer of a model."""
 
     replay_cassette: Path | None = None
     """Answer model calls from this recording instead of a model; every view says so."""
@@ -87,7 +99,9 @@ class Settings(BaseSettings):
     """Write model traffic to this recording."""
 
     default_backend: str = "builtin"
+    """The agent of a task that names none: ``builtin`` or ``command``."""
     max_iterations: Annotated[int, Field(ge=1, le=100)] = 10
+    """Of a task that does not say how many."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Tasks that run at the same time."""
     workspace_roots: Annotated[list[Path], NoDecode] = []
@@ -99,6 +113,7 @@ class Settings(BaseSettings):
     keep_prompts: bool = True
     """False drops the text of prompts and answers from telemetry."""
     log_format: Literal["console", "json"] = "console"
+    """How the log on stderr is written."""
 
     @field_validator("allowed_hosts", "workspace_roots", mode="before")
     @classmethod
@@ -134,7 +149,7 @@ class Settings(BaseSettings):
             raise ValueError("remote_model needs remote_base_url")
         if self.remote_base_url and not self.remote_model:
             raise ValueError("remote_base_url needs remote_model")
-        local_file = (self.local_model or "").endswith(".gguf")
+        local_file = self.starts_llama_cpp
         if self.local_model and not (
             local_file or self.local_base_url or self.replay_cassette
         ):
@@ -155,6 +170,16 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'nestor.db'}"
 
     @property
+    def starts_llama_cpp(self) -> bool:
+        """Tell whether LOCAL_MODEL is a file for a llama.cpp of ours."""
+        return (self.local_model or "").endswith(".gguf")
+
+    @property
+    def local_model_file(self) -> Path:
+        """The GGUF file, when LOCAL_MODEL is one."""
+        return Path(self.local_model or "").expanduser().absolute()
+
+    @property
     def telemetry_dir(self) -> Path:
         """Where ``unified-events.jsonl`` stands."""
         return self.home / "telemetry"
@@ -173,6 +198,28 @@ class Settings(BaseSettings):
             return cls(**values)
         except ValidationError as error:
             raise Misconfigured(_explain(error)) from None
+
+    @classmethod
+    def origins(cls) -> dict[str, str]:
+        """Tell for each setting where its value comes from, for ``nestor doctor``."""
+        in_file = TomlConfigSettingsSource(cls)()
+        found = {}
+        for name in cls.model_fields:
+            variable = f"{PREFIX}{name}".upper()
+            if os.environ.get(variable):
+                found[name] = variable
+            elif name in SECRETS and os.environ.get(f"{variable}_FILE"):
+                found[name] = f"{variable}_FILE"
+            else:
+                found[name] = "nestor.toml" if name in in_file else "default"
+        return found
+
+    @staticmethod
+    def environment_for(values: Mapping[str, object]) -> dict[str, str]:
+        """Return the environment of another Nestor process that has these settings alone."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
+        given = {f"{PREFIX}{k}".upper(): str(v) for k, v in values.items()}
+        return inherited | given
 
     @classmethod
     def settings_customise_sources(

@@ -1,1 +1,331 @@
 """Turn Settings into running parts. The only module that names backends."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import aiohttp
+import msgspec
+
+from nestor.aidb.extract import answer_by_extraction
+from nestor.aidb.service import Aidb
+from nestor.backends.agents import backends as agent_backends
+from nestor.backends.dbos.engine import DbosEngine
+from nestor.backends.files.data_folder import DataFolder
+from nestor.backends.files.event_log import FileEventLog
+from nestor.backends.git.workspaces import GitWorkspaces
+from nestor.backends.llama_cpp.client import LlamaCppClient
+from nestor.backends.llama_cpp.server import LlamaCppServer
+from nestor.backends.openai.client import OpenAIClient
+from nestor.backends.qdrant.edge import QdrantEdgeIndex
+from nestor.backends.replay.cassette import Cassette, RecordingClient, ReplayClient
+from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
+from nestor.backends.sandbox.unisolated import NoSandbox
+from nestor.backends.sql.call_ledger import SqlCallLedger
+from nestor.backends.sql.database import Database
+from nestor.backends.sql.key_store import SqlKeyStore
+from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
+from nestor.backends.sql.task_store import SqlTaskStore
+from nestor.coordinator.service import Coordinator
+from nestor.errors import Misconfigured
+from nestor.model.health import Dependency, HealthStatus
+from nestor.model.routing import Deployment, Side
+from nestor.model.task import Reason
+from nestor.ports.call_ledger import CallLedger
+from nestor.ports.event_log import EventLog
+from nestor.ports.key_store import KeyStore
+from nestor.ports.model_client import ModelClient
+from nestor.ports.task_engine import RecoveryLimit
+from nestor.ralph.environment import Environments
+from nestor.ralph.loop import TaskLoop
+from nestor.ralph.outbox import OutboxRelay
+from nestor.ralph.parts import Parts
+from nestor.ralph.sealing import Sealing
+from nestor.ralph.service import Ralph
+from nestor.ralph.verification import Verifier
+from nestor.settings import Settings
+from nestor.telemetry.learning_client import LearningClient
+
+INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
+"""Where an agent finds its model, inside the sandbox."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nestor:
+    """The running parts, as the faces see them."""
+
+    settings: Settings
+    api_key: str
+    keys: KeyStore
+    aidb: Aidb
+    coordinator: Coordinator
+    ralph: Ralph
+    ledger: CallLedger
+    event_log: FileEventLog
+    folder: DataFolder
+
+    async def dependencies(self) -> list[Dependency]:
+        """Look at every layer, for the one page that shows all."""
+        layers = {
+            "ralph": self.ralph.dependencies,
+            "aidb": self.aidb.dependencies,
+            "coordinator": self.coordinator.dependencies,
+            "learning": self.telemetry_health,
+        }
+        return [
+            msgspec.structs.replace(part, name=f"{layer}: {part.name}", required=False)
+            for layer, look in layers.items()
+            for part in await look()
+        ]
+
+    async def telemetry_health(self) -> list[Dependency]:
+        """Look at the event log."""
+        waiting = self.event_log.buffered
+        written = HealthStatus.HEALTHY if not waiting else HealthStatus.DEGRADED
+        return [
+            Dependency(
+                name="event log",
+                status=written,
+                message=f"{waiting} events wait for the disk" if waiting else "written",
+                last_observed=datetime.now(UTC),
+            )
+        ]
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[Nestor]:
+    """Open every part that the settings name; close them all on the way out.
+
+    Tasks are not taken yet: that begins with ``nestor.ralph.start()``, once the
+    Coordinator can be reached at ``coordinator_url``.
+    """
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(DataFolder.locked(settings.home))
+        configured = settings.api_key
+        api_key = configured.get_secret_value() if configured else folder.admin_key()
+        event_log = FileEventLog(
+            settings.telemetry_dir, keep_prompts=settings.keep_prompts
+        )
+        stack.callback(event_log.close)
+        database = await stack.enter_async_context(Database.open(settings.database))
+        aidb = await _aidb(stack, settings, database, event_log)
+        coordinator, ledger = await _coordinator(
+            stack, settings, database, event_log, aidb
+        )
+        keys = SqlKeyStore(database)
+        ralph = await _ralph(
+            stack,
+            settings,
+            folder=folder,
+            database=database,
+            event_log=event_log,
+            aidb=aidb,
+            coordinator=coordinator,
+            keys=keys,
+            coordinator_url=coordinator_url,
+        )
+        yield Nestor(
+            settings=settings,
+            api_key=api_key,
+            keys=keys,
+            aidb=aidb,
+            coordinator=coordinator,
+            ralph=ralph,
+            ledger=ledger,
+            event_log=event_log,
+            folder=folder,
+        )
+
+
+async def _aidb(
+    stack: AsyncExitStack, settings: Settings, database: Database, event_log: EventLog
+) -> Aidb:
+    index = await QdrantEdgeIndex.open(settings.home / "qdrant")
+    stack.push_async_callback(index.close)
+    aidb = Aidb(SqlKnowledgeStore(database), index, LearningClient(event_log, "aidb"))
+    await aidb.start()
+    stack.push_async_callback(aidb.stop)
+    return aidb
+
+
+async def _coordinator(
+    stack: AsyncExitStack,
+    settings: Settings,
+    database: Database,
+    event_log: EventLog,
+    aidb: Aidb,
+) -> tuple[Coordinator, CallLedger]:
+    session = await stack.enter_async_context(
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    )
+    models = await _models(stack, settings, session)
+    ledger = SqlCallLedger(database)
+    coordinator = Coordinator(
+        deployments=[deployment for deployment, _ in models.clients],
+        clients={deployment.name: client for deployment, client in models.clients},
+        ledger=ledger,
+        knowledge=aidb,
+        extract=answer_by_extraction,
+        learning=LearningClient(event_log, "coordinator"),
+        routing_default=Side(settings.routing_default),
+        also_depends_on=models.observed,
+    )
+    await coordinator.start()
+    stack.push_async_callback(coordinator.stop)
+    return coordinator, ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Models:
+    clients: list[tuple[Deployment, ModelClient]]
+    observed: list[Callable[[], Dependency]]
+
+
+async def _models(
+    stack: AsyncExitStack, settings: Settings, session: aiohttp.ClientSession
+) -> _Models:
+    """Make a client for each configured side: a cassette, llama.cpp, or an endpoint."""
+    cassette = None
+    if settings.replay_cassette:
+        if settings.record_cassette:
+            message = "NESTOR_RECORD_CASSETTE: cannot record what is replayed"
+            raise Misconfigured(message)
+        cassette = Cassette.load(settings.replay_cassette)
+    clients: list[tuple[Deployment, ModelClient]] = []
+    observed: list[Callable[[], Dependency]] = []
+    for deployment in deployments(settings):
+        client: ModelClient
+        if cassette is not None:
+            client = ReplayClient(cassette, deployment)
+        elif settings.starts_llama_cpp and deployment.side is Side.LOCAL:
+            server = LlamaCppServer(
+                settings.local_model_file, run_dir=settings.home / "run" / "llama.cpp"
+            )
+            # Loading may take minutes; meanwhile the layer says so and the rest serves.
+            server.begin()
+            stack.push_async_callback(server.stop)
+            observed.append(server.dependency)
+            client = LlamaCppClient(server, deployment, session)
+        else:
+            client = OpenAIClient(deployment, session)
+        if settings.record_cassette:
+            client = RecordingClient(client, settings.record_cassette)
+        clients.append((deployment, client))
+    return _Models(clients=clients, observed=observed)
+
+
+def deployments(settings: Settings) -> list[Deployment]:
+    """Read the configured model endpoints, at most one a side."""
+    found = []
+    replayed = settings.replay_cassette is not None
+    if settings.local_model:
+        found.append(
+            Deployment(
+                name="local",
+                side=Side.LOCAL,
+                model=settings.local_model_file.stem
+                if settings.starts_llama_cpp
+                else settings.local_model,
+                base_url=settings.local_base_url or "",
+                # Who runs a model on a machine of his own gets no bill for its tokens.
+                price_input=Decimal(0),
+                price_output=Decimal(0),
+                timeout_s=settings.model_timeout_s,
+                replayed=replayed,
+            )
+        )
+    if settings.remote_model:
+        key = settings.remote_api_key
+        found.append(
+            Deployment(
+                name="remote",
+                side=Side.REMOTE,
+                model=settings.remote_model,
+                base_url=settings.remote_base_url or "",
+                api_key=key.get_secret_value() if key else None,
+                price_input=settings.remote_price_input,
+                price_output=settings.remote_price_output,
+                timeout_s=settings.model_timeout_s,
+                replayed=replayed,
+            )
+        )
+    return found
+
+
+async def _ralph(
+    stack: AsyncExitStack,
+    settings: Settings,
+    *,
+    folder: DataFolder,
+    database: Database,
+    event_log: EventLog,
+    aidb: Aidb,
+    coordinator: Coordinator,
+    keys: KeyStore,
+    coordinator_url: str,
+) -> Ralph:
+    isolation = BubblewrapSandbox if settings.sandbox == "bubblewrap" else NoSandbox
+    sandbox = isolation(coordinator_url=coordinator_url, home=settings.home)
+    workspaces = GitWorkspaces(settings.home)
+    learning = LearningClient(event_log, "ralph")
+
+    async def on_failure(task_id: str, error: Exception) -> None:
+        limit = isinstance(error, RecoveryLimit)
+        reason = Reason.RECOVERY_LIMIT if limit else Reason.BACKEND_UNAVAILABLE
+        await ralph.failed(task_id, reason, f"{type(error).__name__}: {error}")
+
+    engine = DbosEngine(
+        settings.database,
+        executor_id=folder.executor_id(),
+        workers=settings.workers,
+        on_failure=on_failure,
+    )
+    await engine.prepare()
+
+    def enqueue(connection: object, task_id: str, priority: int) -> None:
+        engine.enqueue_in(connection, task_id, priority=priority)
+
+    store = SqlTaskStore(database, enqueue)
+    relay = OutboxRelay(store, event_log)
+    backends = agent_backends()
+    if settings.default_backend not in backends:
+        message = (
+            f"NESTOR_DEFAULT_BACKEND: {settings.default_backend!r} is not one of: "
+            + ", ".join(sorted(backends))
+        )
+        raise Misconfigured(message)
+    parts = Parts(
+        store=store,
+        workspaces=workspaces,
+        sandbox=sandbox,
+        environments=Environments(settings.home, workspaces, sandbox),
+        verifier=Verifier(workspaces, sandbox),
+        router=coordinator,
+        knowledge=aidb,
+        keys=keys,
+        backends=backends,
+        learning=learning,
+        relay=relay,
+        agent_timeout_s=settings.agent_timeout_s,
+        model_base_url=INSIDE_MODEL_URL,
+        clock=lambda: datetime.now(UTC),
+    )
+    ralph = Ralph(
+        store=store,
+        engine=engine,
+        loop=TaskLoop(parts),
+        workspaces=workspaces,
+        sandbox=sandbox,
+        relay=relay,
+        learning=learning,
+        sealing=Sealing(
+            backends=backends,
+            default_backend=settings.default_backend,
+            max_iterations=settings.max_iterations,
+            workspace_roots=tuple(settings.workspace_roots),
+        ),
+    )
+    stack.push_async_callback(ralph.stop)
+    return ralph

@@ -1,0 +1,149 @@
+"""Recorded model traffic in one JSON file that people can read and edit."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from nestor.backends.replay.normalise import conversation, digest
+from nestor.errors import Misconfigured, UpstreamError
+from nestor.model.task import Usage
+from nestor.telemetry.redact import redact
+
+FORMAT = 1
+_PREVIEW_CHARACTERS = 2000
+"""Of one message; the middle of a longer one is left out."""
+_SHOWN_LINES = 12
+_SHOWN_CHARACTERS = 400
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer, and the digest of the conversation it answers."""
+
+    match: str
+    request_preview: list[str]
+    """Normalised messages, for people and for explaining what does not match."""
+    response: dict[str, Any]
+    """The whole answer: OpenAI's ``chat.completion``."""
+    usage: Usage = Usage()
+    recorded_from: str
+    """The model's name, or ``scripted model`` when no model made the answer."""
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    format: int
+    about: str = ""
+    entries: list[Entry]
+
+
+class Cassette:
+    """Answers by content of the conversation, in whatever order they are asked for."""
+
+    def __init__(self, entries: Sequence[Entry] = (), *, about: str = "") -> None:
+        self.about = about
+        self._entries = {entry.match: entry for entry in entries}
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file. Raises ``Misconfigured`` that names it."""
+        try:
+            content = msgspec.json.decode(path.read_bytes(), type=_File)
+        except OSError as error:
+            raise Misconfigured(f"cassette {path}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Misconfigured(f"cassette {path}: {error}") from error
+        if content.format != FORMAT:
+            message = f"cassette {path}: format {content.format}, this reads {FORMAT}"
+            raise Misconfigured(message)
+        for number, entry in enumerate(content.entries):
+            if not _is_completion(entry.response):
+                message = f"cassette {path}: entries.{number}.response has no choices"
+                raise Misconfigured(message)
+        return cls(content.entries, about=content.about)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All entries, in the order they were recorded."""
+        return list(self._entries.values())
+
+    def add(
+        self,
+        request: dict[str, Any],
+        response: dict[str, Any],
+        usage: Usage,
+        *,
+        recorded_from: str,
+    ) -> None:
+        """Keep an answer; the newest one for a conversation stands."""
+        texts = conversation(request)
+        entry = Entry(
+            match=digest(texts),
+            request_preview=[_shorten(redact(text)) for text in texts],
+            response=response,
+            usage=usage,
+            recorded_from=recorded_from,
+        )
+        self._entries[entry.match] = entry
+
+    def find(self, request: dict[str, Any]) -> Entry:
+        """Return the answer to a conversation. Raises ``UpstreamError`` that says what differs."""
+        texts = conversation(request)
+        entry = self._entries.get(digest(texts))
+        if entry is None:
+            message = f"the cassette has no answer: {self._explain(texts)}"
+            # 404: the recording is well, it is the question that is not in it.
+            raise UpstreamError(message, status=404)
+        return entry
+
+    def save(self, path: Path) -> None:
+        """Write the file whole: readers see the old one or the new one."""
+        content = _File(format=FORMAT, about=self.about, entries=self.entries)
+        text = msgspec.json.format(msgspec.json.encode(content), indent=2)
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(text + b"\n")
+        part.replace(path)
+
+    def _explain(self, texts: list[str]) -> str:
+        asked = [_shorten(redact(text)) for text in texts]
+        last = asked[-1][-_SHOWN_CHARACTERS:] if asked else "(no messages)"
+        if not self._entries:
+            return f"it is empty; asked: {last}"
+        nearest = max(
+            self._entries.values(),
+            key=lambda entry: _likeness(entry.request_preview, asked),
+        )
+        lines = difflib.unified_diff(
+            "\n".join(nearest.request_preview).splitlines(),
+            "\n".join(asked).splitlines(),
+            "nearest entry",
+            "asked",
+            lineterm="",
+            n=0,
+        )
+        shown = [line[:_SHOWN_CHARACTERS] for line in list(lines)[:_SHOWN_LINES]]
+        return f"asked: {last}\n" + "\n".join(shown)
+
+
+def _is_completion(body: dict[str, Any]) -> bool:
+    choices = body.get("choices")
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and isinstance(choices[0], dict)
+        and isinstance(choices[0].get("message"), dict)
+    )
+
+
+def _likeness(known: list[str], asked: list[str]) -> float:
+    """Compare message by message: cheap, and a shared beginning counts."""
+    matcher = difflib.SequenceMatcher(a="\n".join(known), b="\n".join(asked))
+    return matcher.quick_ratio() - 0.01 * abs(len(known) - len(asked))
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _PREVIEW_CHARACTERS:
+        return text
+    half = _PREVIEW_CHARACTERS // 2
+    return f"{text[:half]}\n[…]\n{text[-half:]}"

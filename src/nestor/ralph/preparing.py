@@ -1,0 +1,116 @@
+"""Stage prepare: a clone, its environment, and the checks on the base."""
+
+import time
+from datetime import datetime
+from typing import Any
+
+from nestor.errors import SandboxError, WorkspaceError
+from nestor.model import event as events
+from nestor.model.task import FINAL_STATUSES, Reason, Task, TaskStatus
+from nestor.ports.task_store import TaskChange
+from nestor.ralph.parts import (
+    CANCELLED,
+    Parts,
+    count_tasks,
+    event_of,
+    failed,
+    plain,
+    say,
+    until_cancelled,
+)
+from nestor.ralph.records import End, Prepared
+from nestor.ralph.turns import Turns
+from nestor.ralph.verification import Subject
+from nestor.telemetry import metrics
+from nestor.telemetry.trace import trace
+
+
+async def prepare(p: Parts, task: Task) -> Prepared:
+    """Clone, environment, and the checks on the base, before any model is asked."""
+    now = p.clock()
+    started = await p.store.change(
+        task.task_id,
+        TaskChange(
+            status=TaskStatus.RUNNING,
+            started_at=task.started_at or now,
+            sandboxed=p.sandbox.name != "none",
+        ),
+        telemetry=[event_of(p, task, events.TASK_STARTED, _started(task))],
+        live=[("task", {"status": TaskStatus.RUNNING, "step": "prepare", "n": 1})],
+        unless=FINAL_STATUSES,
+    )
+    p.relay.nudge()
+    await count_tasks(p.store)
+    if started.started_at == now:
+        metrics.QUEUE_WAIT.observe(max((now - task.created_at).total_seconds(), 0.0))
+    if started.status in FINAL_STATUSES:
+        return Prepared(at=now, end=_ended(started))
+    with trace(task.trace_id):
+        result = await until_cancelled(p, task, _prepare(p, task, now))
+    return result or Prepared(at=now, end=CANCELLED)
+
+
+async def _prepare(p: Parts, task: Task, now: datetime) -> Prepared:
+    begun = time.monotonic()
+    backend = p.backends[task.backend]
+    if why := backend.unavailable():
+        return Prepared(at=now, end=failed(Reason.BACKEND_UNAVAILABLE, why))
+    if backend.needs_model and not p.router.has_models():
+        why = (
+            f"backend {task.backend} needs a model and none is configured: "
+            "set NESTOR_LOCAL_MODEL or NESTOR_REMOTE_MODEL"
+        )
+        return Prepared(at=now, end=failed(Reason.BACKEND_UNAVAILABLE, why))
+    try:
+        clone = await p.workspaces.prepare(task.task_id, task.spec)
+        setup = await p.environments.ready(
+            task.task_id, task.spec, clone.base, say=lambda _: None
+        )
+        subject = Subject(
+            task_id=task.task_id,
+            spec=task.spec,
+            commit=clone.base,
+            base=clone.base,
+            phase="base",
+            label="base",
+            setup=setup,
+        )
+        base = await p.verifier.run(subject)
+    except WorkspaceError as error:
+        end = failed(Reason.WORKSPACE_ERROR, str(error))
+        return Prepared(at=now, end=end)
+    except SandboxError as error:
+        return Prepared(at=now, end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
+    await p.store.change(
+        task.task_id,
+        TaskChange(base=clone.base, workspace=clone.repo),
+        live=[("verdict", {"n": 0, **plain(v)}) for v in base.verdicts],
+    )
+    return Prepared(
+        at=now,
+        base=clone.base,
+        base_tree=clone.tree,
+        repo=clone.repo,
+        setup=setup,
+        base_verdicts=base.verdicts,
+        duration_s=time.monotonic() - begun,
+    )
+
+
+async def prepare_again(p: Parts, task: Task, n: int, turns: Turns) -> Prepared:
+    """Look, before a further iteration, whether somebody cancelled meanwhile."""
+    now = p.clock()
+    await say(p, task, n, "prepare")
+    current = await p.store.get(task.task_id)
+    end = CANCELLED if current.cancel_requested else None
+    return Prepared(at=now, end=end, base=turns.commit)
+
+
+def _started(task: Task) -> dict[str, Any]:
+    return {"description": task.description, "backend": task.backend}
+
+
+def _ended(task: Task) -> End:
+    return End(
+        status=task.status, reason=task.reason or Reason.CANCELLED, detail=task.detail
+    )

@@ -1,0 +1,170 @@
+"""Stages decide and finish: what happened is stored and told, each in one commit."""
+
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+
+from nestor.errors import WorkspaceError
+from nestor.model import event as events
+from nestor.model.task import (
+    FINAL_STATUSES,
+    Iteration,
+    Outcome,
+    Reason,
+    Task,
+    TaskStatus,
+)
+from nestor.ports.task_store import TaskChange
+from nestor.ports.workspace import Snapshot
+from nestor.ralph.decision import Decision
+from nestor.ralph.parts import Parts, count_tasks, event_of, plain
+from nestor.ralph.records import AgentRun, Checked, Context, Decided, End, Guidance
+from nestor.ralph.turns import Turns
+from nestor.telemetry import metrics
+
+
+class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All records of one iteration."""
+
+    n: int
+    context: Context
+    guidance: Guidance
+    agent: AgentRun
+    snapshot: Snapshot
+    checked: Checked
+    decision: Decision
+
+
+async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decided:
+    """Store the iteration with its decision and tell the learning layer, in one commit."""
+    now, n = p.clock(), turn.n
+    done = turns.turns[-1]
+    iteration = _iteration(turn, outcome=done.outcome, begun=turns.begun, at=now)
+    passed = turn.decision.status is TaskStatus.VERIFIED
+    told = [
+        event_of(
+            p,
+            task,
+            events.TASK_ITERATION,
+            {
+                "iteration": n,
+                "input": task.description,
+                "output": turn.agent.summary or turn.agent.output_tail,
+                "success": passed,
+                "outcome": done.outcome,
+            },
+            n,
+        )
+    ]
+    failing = [v.check for v in turns.failing]
+    if turn.agent.claims_done and turn.decision.blocked:
+        data = {"iteration": n, "failing": failing}
+        told.append(event_of(p, task, events.EXIT_BLOCKED, data, n))
+    await p.store.change(
+        task.task_id,
+        TaskChange(
+            iteration=n, spent=turns.spent, replayed=turn.checked.total.replayed
+        ),
+        iteration=iteration,
+        telemetry=told,
+        live=[
+            *(("verdict", {"n": n, **plain(v)}) for v in turn.checked.verdicts),
+            ("iteration", {"step": "decide", **plain(iteration)}),
+        ],
+    )
+    metrics.ITERATIONS.labels(outcome=done.outcome).inc()
+    p.relay.nudge()
+    decision = turn.decision
+    if decision.status is None or decision.reason is None:
+        return Decided(at=now, spent=turns.spent)
+    end = End(status=decision.status, reason=decision.reason)
+    return Decided(at=now, end=end, spent=turns.spent)
+
+
+async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
+    """Hand the work over, then say how the task ended: once."""
+    await p.keys.revoke_scope(f"task:{task.task_id}")
+    branch, detail = None, end.detail
+    if turns.commit and turns.commit != turns.prepared.base:
+        try:
+            branch = await p.workspaces.deliver(task.task_id, turns.commit)
+        except WorkspaceError as error:
+            detail = f"{detail} The branch was not delivered: {error}".strip()
+    iterations = await p.store.iterations(task.task_id)
+    data = {
+        "status": end.status,
+        "reason": end.reason,
+        "iterations": len(turns.turns),
+        "success": end.status is TaskStatus.VERIFIED,
+    }
+    output = iterations[-1].output_tail if iterations else ""
+    stored = await p.store.change(
+        task.task_id,
+        TaskChange(
+            status=end.status,
+            reason=end.reason,
+            ended_at=p.clock(),
+            branch=branch,
+            detail=detail or _explain(end),
+            output=output,
+            spent=turns.spent,
+        ),
+        telemetry=[event_of(p, task, events.TASK_COMPLETED, data)],
+        live=[("end", data)],
+        unless=FINAL_STATUSES,
+    )
+    p.relay.nudge()
+    metrics.TASKS_ENDED.labels(status=stored.status, reason=str(stored.reason)).inc()
+    await count_tasks(p.store)
+    await p.workspaces.discard(task.task_id)
+    return end
+
+
+def _iteration(
+    turn: TurnRecord, *, outcome: Outcome, begun: datetime, at: datetime
+) -> Iteration:
+    meter, agent = turn.checked.iteration, turn.agent
+    return Iteration(
+        n=turn.n,
+        started_at=begun,
+        ended_at=at,
+        context_items=[
+            {"id": i.id, "kind": i.kind, "source": i.source, "score": i.score}
+            for i in turn.context.items
+        ],
+        route=turn.guidance.route,
+        model=turn.guidance.model,
+        guidance=turn.guidance.text,
+        outcome=outcome,
+        exit_code=agent.exit_code,
+        claimed_done=agent.claims_done,
+        diff_stat=turn.snapshot.diff_stat,
+        tree=turn.snapshot.tree,
+        commit=turn.snapshot.commit,
+        verdicts=turn.checked.verdicts,
+        usage=meter.usage,
+        cost_usd=meter.cost_usd if meter.calls else Decimal(0),
+        blocked_reason=turn.decision.blocked,
+        output_tail=agent.summary or agent.output_tail,
+        protected_restored=turn.checked.restored,
+    )
+
+
+_EXPLAIN = {
+    Reason.CHECKS_PASSED: "Every check passes on a fresh checkout of the result.",
+    Reason.NO_CHECKS: "The agent says it is done; no check was given that could tell.",
+    Reason.CHECKS_NOT_DISCRIMINATING: "The checks pass, but none of them failed before, "
+    "so they say nothing about this work. Give a check that fails until it is done.",
+    Reason.MAX_ITERATIONS: "The iterations granted are used up and the checks still fail.",
+    Reason.BUDGET_USD: "The money granted is spent, or a price is unknown.",
+    Reason.BUDGET_TOKENS: "The tokens granted are spent.",
+    Reason.BUDGET_SECONDS: "The time granted is used up.",
+    Reason.STALLED: "The last iterations got no further.",
+    Reason.REPEATED_ERROR: "The agent failed twice in the same way.",
+    Reason.CANCELLED: "Cancelled; no process of the task is left.",
+}
+
+
+def _explain(end: End) -> str:
+    return _EXPLAIN.get(end.reason, "")

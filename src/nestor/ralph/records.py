@@ -1,0 +1,89 @@
+"""What each durable step leaves behind: recorded as JSON, read back after a crash."""
+
+from datetime import datetime
+
+import msgspec
+
+from nestor.model.knowledge import ContextItem
+from nestor.model.task import Reason, Spent, TaskStatus, Verdict
+from nestor.ports.router import Meter
+from nestor.ports.workspace import Snapshot
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the task cannot or need not go on. ``detail``: one sentence for a person."""
+
+    status: TaskStatus
+    reason: Reason
+    detail: str = ""
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """The workspace, its environment, and what the checks say before any work."""
+
+    at: datetime
+    end: End | None = None
+    base: str = ""
+    base_tree: str = ""
+    repo: str | None = None
+    setup: str | None = None
+    base_verdicts: list[Verdict] = []
+    duration_s: float = 0.0
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Items from the knowledge base; ``degraded`` says what it could not reach."""
+
+    items: list[ContextItem] = []
+    degraded: list[str] = []
+
+
+class Guidance(msgspec.Struct, frozen=True, kw_only=True):
+    """Advice of a model. ``error``: why there is none although it was asked for."""
+
+    text: str | None = None
+    route: str | None = None
+    model: str | None = None
+    error: str | None = None
+
+
+class AgentRun(msgspec.Struct, frozen=True, kw_only=True):
+    """How one run of the agent ended. ``failure`` is one of an ``AgentEnd``, or ``timeout``."""
+
+    end: End | None = None
+    failure: str | None = None
+    claims_done: bool = False
+    exit_code: int | None = None
+    summary: str = ""
+    output_tail: str = ""
+    signature: str = ""
+    duration_s: float = 0.0
+    sandboxed: bool = True
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """The tree as the harness committed it."""
+
+    end: End | None = None
+    snapshot: Snapshot | None = None
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """Verdicts on the snapshot and the meter after them."""
+
+    end: End | None = None
+    verdicts: list[Verdict] = []
+    restored: list[str] = []
+    same_tree_as: str | None = None
+    """``base`` or ``iteration n``: that tree was checked before, its verdicts hold."""
+    duration_s: float = 0.0
+    total: Meter = Meter()
+    iteration: Meter = Meter()
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """The decision on an iteration, as stored with it."""
+
+    at: datetime
+    end: End | None = None
+    spent: Spent = Spent()

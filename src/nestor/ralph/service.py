@@ -1,0 +1,318 @@
+"""Ralph as the faces see it: submit, look, cancel, approve, and run what is queued."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nestor.errors import Conflict, Forbidden, NotFound, Unavailable
+from nestor.model import event as events
+from nestor.model.access import ADMIN, Principal
+from nestor.model.health import Dependency, HealthStatus
+from nestor.model.ids import derived_id
+from nestor.model.task import (
+    FINAL_STATUSES,
+    Approval,
+    Iteration,
+    Reason,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
+from nestor.ports.sandbox import Sandbox
+from nestor.ports.task_engine import TaskEngine
+from nestor.ports.task_store import TaskChange, TaskEvent, TaskFilter, TaskStore
+from nestor.ports.workspace import Workspaces
+from nestor.ralph.loop import TaskLoop
+from nestor.ralph.outbox import OutboxRelay
+from nestor.ralph.parts import count_tasks
+from nestor.ralph.sealing import Sealing, seal
+from nestor.telemetry.learning_client import LearningClient
+
+
+class Submitted(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored task; ``created`` False: the same one was submitted before."""
+
+    task: Task
+    created: bool
+    position: int
+    """Tasks that wait, this one included; 0 when it does not wait."""
+
+
+class Ralph:
+    """The task service. ``start`` begins running tasks; without it, it only stores them."""
+
+    def __init__(
+        self,
+        *,
+        store: TaskStore,
+        engine: TaskEngine,
+        loop: TaskLoop,
+        workspaces: Workspaces,
+        sandbox: Sandbox,
+        relay: OutboxRelay,
+        learning: LearningClient,
+        sealing: Sealing,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._loop = loop
+        self._workspaces = workspaces
+        self._sandbox = sandbox
+        self._relay = relay
+        self._learning = learning
+        self._sealing = sealing
+        self._clock = clock
+        self._working_since: datetime | None = None
+
+    async def start(self) -> None:
+        """Send what telemetry waits, then take tasks; those a dead process left come first."""
+        self._relay.start()
+        await self._engine.start(self._loop.run)
+        self._working_since = self._clock()
+
+    async def stop(self) -> None:
+        """Take no more tasks; running ones go on at the next start."""
+        self._working_since = None
+        await self._engine.stop()
+        await self._relay.stop()
+
+    async def submit(self, spec: TaskSpec, principal: Principal) -> Submitted:
+        """Seal and store a task and queue it, in one commit.
+
+        Raises ``InvalidInput`` naming each wrong field, ``Conflict`` when the id is taken
+        by another body, ``Forbidden`` for a repository outside the roots of this key.
+        """
+        task, digest = seal(spec, principal, self._sealing, now=self._clock())
+        known = await self._known(task.task_id)
+        if known is None:
+            # Only for a new task: a repeat must give the old one, whatever became of its
+            # repository.
+            self._may_use_repository(task, principal)
+            await self._workspaces.inspect(task.spec)
+        waits = task.status is TaskStatus.AWAITING_APPROVAL
+        stored, created = await self._store.add(task, digest=digest, enqueue=not waits)
+        if created and waits:
+            await self._ask(stored)
+        counts = await count_tasks(self._store)
+        waiting = stored.status is TaskStatus.QUEUED
+        position = counts.get(TaskStatus.QUEUED, 0) if waiting else 0
+        return Submitted(task=stored, created=created, position=position)
+
+    async def _known(self, task_id: str) -> Task | None:
+        try:
+            return await self._store.get(task_id)
+        except NotFound:
+            return None
+
+    def _may_use_repository(self, task: Task, principal: Principal) -> None:
+        workspace = task.spec.workspace
+        if workspace is None or workspace.repo is None or principal.may(ADMIN):
+            return
+        repo = Path(workspace.repo).expanduser().resolve()
+        if not any(repo.is_relative_to(root) for root in self._sealing.workspace_roots):
+            message = "workspace.repo: outside NESTOR_WORKSPACE_ROOTS; this needs an admin key"
+            raise Forbidden(message)
+
+    async def _ask(self, task: Task) -> None:
+        question = task.approvals[0]
+        data = {"what": question.what, "approval_id": question.id}
+        await self._store.change(
+            task.task_id,
+            TaskChange(reason=Reason.APPROVAL_PENDING, detail=question.what),
+            telemetry=[self._event(task, events.APPROVAL_REQUESTED, data)],
+            live=[("approval", data)],
+        )
+        self._relay.nudge()
+
+    async def approve(
+        self, task_id: str, *, approved: bool, note: str | None, principal: Principal
+    ) -> Task:
+        """Answer the question a task waits with.
+
+        The key that submitted never approves, an admin's excepted. Raises ``Conflict``
+        when the task does not wait.
+        """
+        task = await self._store.get(task_id)
+        if task.status is not TaskStatus.AWAITING_APPROVAL:
+            message = f"task {task_id} does not wait for approval: it is {task.status}"
+            raise Conflict(message)
+        if task.submitted_by == principal.key_id and not principal.may(ADMIN):
+            raise Forbidden("the key that submitted a task cannot approve it")
+        now = self._clock()
+        answer = Approval(
+            id=task.approvals[0].id,
+            what=task.approvals[0].what,
+            approved=approved,
+            decided_by=principal.key_id,
+            decided_at=now,
+            note=note,
+        )
+        data = {"approved": approved, "by": principal.key_id, "note": note}
+        refused = TaskChange(
+            status=TaskStatus.REJECTED,
+            reason=Reason.REJECTED,
+            ended_at=now,
+            approvals=[answer],
+            detail="A person refused it.",
+        )
+        allowed = TaskChange(
+            status=TaskStatus.QUEUED, reason=None, approvals=[answer], detail=""
+        )
+        changed = await self._store.change(
+            task_id,
+            allowed if approved else refused,
+            telemetry=[self._event(task, events.APPROVAL_DECIDED, data)],
+            live=[("approval", data)] + ([] if approved else [("end", _end(refused))]),
+            unless=frozenset(TaskStatus) - {TaskStatus.AWAITING_APPROVAL},
+            enqueue=approved,
+        )
+        self._relay.nudge()
+        return changed
+
+    async def cancel(self, task_id: str) -> Task:
+        """Ask for the end. ``cancelled`` shows only once its processes are gone.
+
+        A task that has ended stays as it is (``Conflict``).
+        """
+        waiting = TaskChange(
+            status=TaskStatus.CANCELLED,
+            reason=Reason.CANCELLED,
+            ended_at=self._clock(),
+            cancel_requested=True,
+            detail="Cancelled before it started.",
+        )
+        task = await self._store.get(task_id)
+        data = _end(waiting)
+        task = await self._store.change(
+            task_id,
+            waiting,
+            telemetry=[self._event(task, events.TASK_COMPLETED, data)],
+            live=[("end", data)],
+            unless=FINAL_STATUSES | {TaskStatus.RUNNING},
+        )
+        if task.status is TaskStatus.RUNNING:
+            task = await self._store.change(
+                task_id, TaskChange(cancel_requested=True), unless=FINAL_STATUSES
+            )
+        if task.status in FINAL_STATUSES and not task.cancel_requested:
+            message = f"task {task_id} has ended already: {task.status}"
+            raise Conflict(message)
+        self._relay.nudge()
+        return task
+
+    async def failed(self, task_id: str, reason: Reason, detail: str) -> None:
+        """Note that the engine gave up on a task: a fault of ours, or its fifth recovery."""
+        task = await self._store.get(task_id)
+        change = TaskChange(
+            status=TaskStatus.FAILED,
+            reason=reason,
+            ended_at=self._clock(),
+            detail=detail,
+        )
+        data = _end(change)
+        await self._store.change(
+            task_id,
+            change,
+            telemetry=[self._event(task, events.TASK_COMPLETED, data)],
+            live=[("end", data)],
+            unless=FINAL_STATUSES,
+        )
+        self._relay.nudge()
+
+    async def get(self, task_id: str) -> Task:
+        """Read one task. Raises ``NotFound``."""
+        return await self._store.get(task_id)
+
+    async def all(self, which: TaskFilter) -> list[Task]:
+        """Read tasks, oldest first."""
+        return await self._store.all(which)
+
+    async def counts(self) -> dict[str, int]:
+        """Count tasks by status."""
+        return await count_tasks(self._store)
+
+    async def iterations(self, task_id: str) -> list[Iteration]:
+        """Read the iterations of a task."""
+        return await self._store.iterations(task_id)
+
+    async def live(self, task_id: str, *, after: int) -> list[TaskEvent]:
+        """Read live events newer than ``after``."""
+        return await self._store.live(task_id, after=after)
+
+    async def diff(self, task_id: str) -> str:
+        """Unified diff of the newest snapshot against the base; "" before the first."""
+        task = await self._store.get(task_id)
+        commits = [i.commit for i in await self._store.iterations(task_id) if i.commit]
+        if not commits or task.base is None:
+            return ""
+        return await self._workspaces.diff(task_id, commits[-1], task.base)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """What this process is working on now; empty when it does not work."""
+        if self._working_since is None:
+            return []
+        running = await self._engine.running()
+        return [
+            {
+                "since": self._working_since,
+                "sandbox": self._sandbox.name,
+                "running": running,
+            }
+        ]
+
+    async def dependencies(self) -> list[Dependency]:
+        """Look at what tasks need, now."""
+        now = self._clock()
+        try:
+            await self._store.counts()
+            database = HealthStatus.HEALTHY, "answers"
+        except Unavailable as error:
+            database = HealthStatus.UNHEALTHY, str(error)
+        working = self._working_since is not None
+        none = self._sandbox.name == "none"
+        return [
+            Dependency(
+                name="database",
+                status=database[0],
+                message=database[1],
+                last_observed=now,
+                required=True,
+            ),
+            Dependency(
+                name="task engine",
+                status=HealthStatus.HEALTHY if working else HealthStatus.UNHEALTHY,
+                message="takes tasks" if working else "does not take tasks",
+                last_observed=now,
+                required=True,
+            ),
+            Dependency(
+                name="sandbox",
+                status=HealthStatus.DEGRADED if none else HealthStatus.HEALTHY,
+                message="agents run WITHOUT isolation (NESTOR_SANDBOX=none)"
+                if none
+                else self._sandbox.name,
+                last_observed=now,
+            ),
+        ]
+
+    def _event(self, task: Task, kind: str, data: dict[str, Any]) -> events.Event:
+        return self._learning.event(
+            kind,
+            data,
+            task_id=task.task_id,
+            event_id=derived_id(task.task_id, 0, kind),
+            trace_id=task.trace_id,
+        )
+
+
+def _end(change: TaskChange) -> dict[str, Any]:
+    return {
+        "status": change.status,
+        "reason": change.reason,
+        "iterations": 0,
+        "success": False,
+    }

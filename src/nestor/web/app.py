@@ -1,0 +1,229 @@
+"""One ASGI application a layer: the service's own routes and those that all layers share."""
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from litestar import Litestar, MediaType, Request, Response, Router, get
+from litestar.connection import ASGIConnection
+from litestar.exceptions import HTTPException, LitestarDeprecationWarning
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.routes import HTTPRoute
+from litestar.types.empty import Empty
+
+from nestor import __version__
+from nestor.errors import InvalidInput
+from nestor.ports.key_store import KeyStore
+from nestor.telemetry import metrics
+from nestor.web import auth, errors, health
+from nestor.web.edge import ASGIApp, Edge, Receive, Scope, Send
+from nestor.web.health import Dependencies, Health
+
+_BREAKER_STATES = ("closed", "half-open", "open")
+_DOCS = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="color-scheme" content="light dark"><title>Nestor: {layer}</title>
+<h1>Nestor: {layer}</h1>
+<p>The interface is described in OpenAPI: <a href="/schema/openapi.json">/schema/openapi.json</a>.</p>
+<pre>curl -H "Authorization: Bearer $(nestor key)" http://HOST:PORT/schema/openapi.json</pre>
+<p>Health: /health/live, /health/ready, /health/startup (open), /health/detailed, /metrics.</p></html>"""
+
+
+class Parts(Protocol):
+    """What the shell itself needs of ``nestor.wiring.Nestor``."""
+
+    @property
+    def settings(self) -> Any:
+        """``allowed_hosts``, and whatever the layer's handlers read."""
+        ...
+
+    @property
+    def keys(self) -> KeyStore:
+        """Keys that the admin made."""
+        ...
+
+    @property
+    def api_key(self) -> str:
+        """The admin's secret."""
+        ...
+
+
+class LayerApp:
+    """An ASGI application with the two facts that its server tells it: started, stopping."""
+
+    def __init__(
+        self, layer: str, litestar: Litestar, edge: Edge, state: Health
+    ) -> None:
+        self.layer = layer
+        self.litestar = litestar
+        self.health = state
+        self._edge = edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self._edge(scope, receive, send)
+
+    def start(self, ports: dict[str, int]) -> None:
+        """Say that the layer serves, and where all layers of this process listen."""
+        self.litestar.state.ports = ports
+        self.health.started = True
+
+    def drain(self) -> None:
+        """``/health/ready`` turns 503, endless streams end; other requests may finish."""
+        self.health.draining = True
+        self._edge.drain()
+
+
+class StrictRequest(Request[Any, Any, Any]):
+    """Reads a JSON body straight into the type that the handler's ``data`` declares.
+
+    Litestar's own way (decode to plain values, then convert leniently) would take ``"5"``
+    for 5 and ``1`` for true. The content type does not matter: ``curl -d`` sends JSON too.
+    """
+
+    async def json(self) -> Any:
+        """Raises ``InvalidInput`` that names the field."""
+        if self._json is Empty:
+            wanted = self.route_handler.parsed_fn_signature.parameters.get("data")
+            of = Any if wanted is None else wanted.annotation
+            self._json = errors.decode(await self.body(), of)
+        return self._json
+
+
+def create_app(
+    layer: str,
+    nestor: Parts,
+    handlers: Sequence[HTTPRouteHandler | Router],
+    *,
+    dependencies: Dependencies,
+) -> LayerApp:
+    """Build the application of ``layer`` over parts that are already running.
+
+    Handlers find the parts at ``request.app.state.nestor`` and the caller at
+    ``request.user``; ``opt={"scope": …}`` says which keys reach them.
+    """
+    state = Health(layer, dependencies, breakers=_breakers)
+    gate = _Gate()
+    with warnings.catch_warnings():
+        # ``data: Body`` and ``phase: int`` without markers are served in all of 2.x.
+        warnings.simplefilter("ignore", LitestarDeprecationWarning)
+        litestar = Litestar(
+            route_handlers=[*handlers, *health.handlers(state), *_shared(layer)],
+            guards=[gate],
+            exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
+            request_class=StrictRequest,
+            # The edge counts bodies; two limits would answer in two ways.
+            request_max_body_size=None,
+            openapi_config=_openapi(layer),
+            logging_config=None,
+            debug=False,
+            pdb_on_exception=False,
+        )
+    litestar.state.nestor = nestor
+    litestar.state.ports = {}
+    gate.learn(litestar)
+    edge = Edge(
+        cast("ASGIApp", litestar),  # ASGI, in Litestar's own types
+        layer=layer,
+        authenticate=auth.Authenticator(
+            layer=layer,
+            api_key=nestor.api_key,
+            keys=nestor.keys,
+            opened=open_targets(litestar),
+        ),
+        allowed_hosts=nestor.settings.allowed_hosts,
+    )
+    return LayerApp(layer, litestar, edge, state)
+
+
+def open_targets(litestar: Litestar) -> frozenset[auth.Target]:
+    """Return what is reached without a key: exact paths of handlers with scope None."""
+    return frozenset(
+        (method, route.path.encode())
+        for route in litestar.routes
+        if isinstance(route, HTTPRoute) and not route.path_parameters
+        for method, (handler, _) in route.route_handler_map.items()
+        if auth.scopes_of(handler.opt) is None
+    )
+
+
+class _Gate:
+    """The guard of every route: the caller's scopes, then the query's names.
+
+    Query parameters that a handler does not declare are errors, like unknown fields of a
+    body; a handler that reads the query by itself says so with ``opt={"query": "any"}``.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[BaseRouteHandler, frozenset[str]] = {}
+
+    def learn(self, litestar: Litestar) -> None:
+        """Take the names from the routes, once they are registered."""
+        for route in litestar.routes:
+            if isinstance(route, HTTPRoute):
+                for handler, model in route.route_handler_map.values():
+                    names = {p.field_alias for p in model.expected_query_params}
+                    known = self._known.get(handler, frozenset())
+                    self._known[handler] = known | names
+
+    async def __call__(
+        self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
+    ) -> None:
+        # Litestar passes a copy of the handler; the scope has the one that was learned.
+        handler = connection.scope["route_handler"]
+        auth.check_scope(connection, handler.opt)
+        if not connection.scope["query_string"] or handler.opt.get("query") == "any":
+            return
+        known = self._known.get(handler, frozenset())
+        for name in connection.query_params:
+            if name not in known:
+                raise InvalidInput.at(name, "unknown query parameter")
+
+
+def _shared(layer: str) -> list[HTTPRouteHandler]:
+    @get("/metrics", opt={"scope": "metrics"}, include_in_schema=False)
+    async def scrape() -> Response[bytes]:
+        # Rendering takes milliseconds of pure Python: not on the loop that serves.
+        body = await asyncio.to_thread(metrics.render)
+        return Response(body, media_type=metrics.CONTENT_TYPE)
+
+    @get("/docs", opt={"scope": "read"}, include_in_schema=False, sync_to_thread=False)
+    def docs() -> Response[str]:
+        return Response(_DOCS.format(layer=layer), media_type=MediaType.HTML)
+
+    return [scrape, docs]
+
+
+def _openapi(layer: str) -> OpenAPIConfig:
+    schemes = {
+        "bearer": SecurityScheme(type="http", scheme="bearer"),
+        "key": SecurityScheme(
+            type="apiKey", name="X-API-Key", security_scheme_in="header"
+        ),
+    }
+    return OpenAPIConfig(
+        title=f"Nestor {layer}",
+        version=__version__,
+        use_handler_docstrings=True,
+        components=Components(security_schemes=schemes),  # type: ignore[arg-type]
+        security=[{"bearer": []}, {"key": []}],
+        render_plugins=[JsonRenderPlugin()],
+        openapi_router=Router(
+            "/schema",
+            route_handlers=[],
+            include_in_schema=False,
+            opt={"scope": "read"},
+        ),
+    )
+
+
+def _breakers() -> dict[str, str]:
+    """Each circuit breaker that has reported a state in this process."""
+    return {
+        sample.labels["name"]: _BREAKER_STATES[int(sample.value)]
+        for metric in metrics.BREAKER_STATE.collect()
+        for sample in metric.samples
+    }

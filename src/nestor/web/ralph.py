@@ -1,0 +1,286 @@
+"""Ralph over HTTP: submit tasks, look at them, follow them live, stop them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import QueryParameter
+from litestar.response import Stream
+
+from nestor.errors import InvalidInput
+from nestor.model.task import FINAL_STATUSES, Task, TaskSpec, TaskStatus
+from nestor.ports.task_store import TaskFilter
+from nestor.wiring import Nestor
+
+_KEEP_ALIVE_S = 15.0
+_LIVE_POLL_S = 0.1
+
+
+class Approve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of ``POST /tasks/{id}/approve``. There is no default answer."""
+
+    approved: bool
+    action: str | None = None
+    note: str | None = None
+
+
+def task_view(task: Task) -> dict[str, Any]:
+    """Shape a task for clients: what it is, where it stands, what it used."""
+    budget = msgspec.to_builtins(task.budget)
+    spent = task.spent
+    return {
+        "task_id": task.task_id,
+        "name": task.name,
+        "description": task.description,
+        "status": task.status,
+        "reason": task.reason,
+        "detail": task.detail,
+        "priority": task.priority,
+        "phase": task.phase,
+        "backend": task.backend,
+        "created_at": task.created_at,
+        "started_at": task.started_at,
+        "ended_at": task.ended_at,
+        "iteration": task.iteration,
+        "max_iterations": task.max_iterations,
+        "budget": {
+            **budget,
+            "spent_usd": None if spent.usd is None else _money(spent.usd),
+            "spent_tokens": spent.tokens,
+            "spent_s": round(spent.seconds, 3),
+        },
+        "workspace": task.workspace
+        or (task.spec.workspace.repo if task.spec.workspace else None),
+        "branch": task.branch,
+        "base": task.base,
+        "checks": [msgspec.to_builtins(check) for check in task.spec.all_checks],
+        "protected": task.spec.protected,
+        "guard_only": task.spec.guard_only,
+        "approvals": [msgspec.to_builtins(approval) for approval in task.approvals],
+        "success": task.success,
+        "output": task.output,
+        "replayed": task.replayed,
+        "sandboxed": task.sandboxed,
+        "cancel_requested": task.cancel_requested,
+        "trace_id": task.trace_id,
+    }
+
+
+def _money(value: Decimal) -> str:
+    return format(value, "f")
+
+
+@post(["/submit", "/tasks"], status_code=202, opt={"scope": "submit"})
+async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[Any]:
+    """Submit a task: 202; the same id with the same body again: 200 and the old task."""
+    nestor: Nestor = request.app.state.nestor
+    done = await nestor.ralph.submit(data, request.user)
+    body = {
+        "task_id": done.task.task_id,
+        "status": done.task.status,
+        "position": done.position,
+        "url": f"/tasks/{done.task.task_id}",
+    }
+    return Response(body, status_code=202 if done.created else 200)
+
+
+@get("/status", opt={"scope": "read"})
+async def status(
+    request: Request[Any, Any, Any],
+    priority: str | None = None,
+    phase: int | None = None,
+    of: Annotated[str | None, QueryParameter(name="status")] = None,
+) -> dict[str, Any]:
+    """All tasks, counts by status, and what works on them."""
+    nestor: Nestor = request.app.state.nestor
+    tasks = await nestor.ralph.all(_filter(priority, phase, of))
+    return {
+        "tasks": [task_view(task) for task in tasks],
+        "counts": await nestor.ralph.counts(),
+        "workers": await nestor.ralph.workers(),
+    }
+
+
+@get("/results", opt={"scope": "read"})
+async def results(
+    request: Request[Any, Any, Any],
+    priority: str | None = None,
+    phase: int | None = None,
+    of: Annotated[str | None, QueryParameter(name="status")] = None,
+) -> dict[str, Any]:
+    """How ended tasks ended."""
+    nestor: Nestor = request.app.state.nestor
+    tasks = await nestor.ralph.all(_filter(priority, phase, of))
+    ended = [task for task in tasks if task.status in FINAL_STATUSES]
+    return {"results": [await _result(nestor, task) for task in ended]}
+
+
+async def _result(nestor: Nestor, task: Task) -> dict[str, Any]:
+    iterations = await nestor.ralph.iterations(task.task_id)
+    last = iterations[-1] if iterations else None
+    seconds = None
+    if task.started_at and task.ended_at:
+        seconds = round((task.ended_at - task.started_at).total_seconds(), 3)
+    return {
+        "task_id": task.task_id,
+        "status": task.status,
+        "success": task.success,
+        "reason": task.reason,
+        "detail": task.detail,
+        "iterations": len(iterations),
+        "verdicts": [msgspec.to_builtins(v) for v in last.verdicts] if last else [],
+        "output": task.output,
+        "diff_stat": msgspec.to_builtins(last.diff_stat) if last else None,
+        "cost_usd": None if task.spent.usd is None else _money(task.spent.usd),
+        "tokens": task.spent.tokens,
+        "duration_s": seconds,
+        "branch": task.branch,
+        "replayed": task.replayed,
+        "sandboxed": task.sandboxed,
+    }
+
+
+@get("/tasks", opt={"scope": "read"})
+async def tasks(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """All tasks, oldest first."""
+    nestor: Nestor = request.app.state.nestor
+    found = await nestor.ralph.all(TaskFilter())
+    return {"tasks": [task_view(task) for task in found]}
+
+
+@get("/tasks/{task_id:str}", opt={"scope": "read"})
+async def task(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+    """One task."""
+    nestor: Nestor = request.app.state.nestor
+    return task_view(await nestor.ralph.get(task_id))
+
+
+@get("/tasks/{task_id:str}/iterations", opt={"scope": "read"})
+async def iterations(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+    """What was recorded of each iteration, oldest first."""
+    nestor: Nestor = request.app.state.nestor
+    found = await nestor.ralph.iterations(task_id)
+    calls = await nestor.ledger.calls(task_id)
+    return {
+        "iterations": [msgspec.to_builtins(iteration) for iteration in found],
+        "model_calls": [msgspec.to_builtins(call) for call in calls],
+    }
+
+
+@get("/tasks/{task_id:str}/diff", opt={"scope": "read"})
+async def diff(request: Request[Any, Any, Any], task_id: str) -> Response[str]:
+    """The newest snapshot against the base, as a unified diff."""
+    nestor: Nestor = request.app.state.nestor
+    text = await nestor.ralph.diff(task_id)
+    return Response(text, media_type="text/plain; charset=utf-8")
+
+
+@get("/tasks/{task_id:str}/events", opt={"scope": "read"})
+async def events(request: Request[Any, Any, Any], task_id: str) -> Stream:
+    """Live, as Server-Sent Events; ``Last-Event-ID`` resumes after that one."""
+    nestor: Nestor = request.app.state.nestor
+    await nestor.ralph.get(task_id)
+    try:
+        after = int(request.headers.get("last-event-id", "0"))
+    except ValueError as error:
+        raise InvalidInput.at("Last-Event-ID", "not a number") from error
+    return Stream(
+        lambda: _follow(nestor, task_id, after), media_type="text/event-stream"
+    )
+
+
+async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[bytes]:
+    quiet = 0.0
+    yield b": connected\n\n"
+    while True:
+        found = await nestor.ralph.live(task_id, after=after)
+        for event in found:
+            after = event.id
+            data = msgspec.json.encode({"at": event.at, **event.data}).decode()
+            yield f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n".encode()
+            if event.kind == "end":
+                return
+        quiet = 0.0 if found else quiet + _LIVE_POLL_S
+        if quiet >= _KEEP_ALIVE_S:
+            quiet = 0.0
+            yield b": keep-alive\n\n"
+        await asyncio.sleep(_LIVE_POLL_S)
+
+
+@post(
+    ["/tasks/{task_id:str}/cancel", "/tasks/{task_id:str}/stop"],
+    status_code=202,
+    opt={"scope": "submit"},
+)
+async def cancel(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+    """Ask for the end; the status says ``cancelled`` once no process is left."""
+    nestor: Nestor = request.app.state.nestor
+    return task_view(await nestor.ralph.cancel(task_id))
+
+
+@post("/tasks/{task_id:str}/approve", status_code=202, opt={"scope": "approve"})
+async def approve(
+    request: Request[Any, Any, Any], task_id: str, data: Approve
+) -> dict[str, Any]:
+    """Answer a task that waits for a person."""
+    nestor: Nestor = request.app.state.nestor
+    answered = await nestor.ralph.approve(
+        task_id, approved=data.approved, note=data.note, principal=request.user
+    )
+    return task_view(answered)
+
+
+@get("/stats", opt={"scope": "read"})
+async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """Totals over all tasks that this store knows."""
+    nestor: Nestor = request.app.state.nestor
+    found = await nestor.ralph.all(TaskFilter())
+    ended = [task for task in found if task.status in FINAL_STATUSES]
+    backends = sorted({task.backend for task in found})
+    costs = [task.spent.usd for task in found]
+    known = [cost for cost in costs if cost is not None]
+    return {
+        "tasks": len(found),
+        "by_status": await nestor.ralph.counts(),
+        "by_backend": {
+            name: {
+                "ended": sum(task.backend == name for task in ended),
+                "verified": sum(
+                    task.backend == name and task.success for task in ended
+                ),
+            }
+            for name in backends
+        },
+        "iterations": sum(task.iteration for task in found),
+        "cost_usd": _money(sum(known, Decimal(0))),
+        "cost_unknown_tasks": len(costs) - len(known),
+    }
+
+
+def _filter(priority: str | None, phase: int | None, of: str | None) -> TaskFilter:
+    if of is not None and of not in set(TaskStatus):
+        known = ", ".join(TaskStatus)
+        raise InvalidInput.at("status", f"{of!r} is not one of: {known}")
+    return TaskFilter(
+        priority=priority, phase=phase, status=TaskStatus(of) if of else None
+    )
+
+
+def handlers() -> list[Any]:
+    """Everything this layer answers besides health and metrics."""
+    return [
+        submit,
+        status,
+        results,
+        tasks,
+        task,
+        iterations,
+        diff,
+        events,
+        cancel,
+        approve,
+        stats,
+    ]

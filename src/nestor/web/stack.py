@@ -1,0 +1,90 @@
+"""``nestor up``: all layers in one process, each on its own port."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import structlog
+
+from nestor.settings import Settings
+from nestor.web import aidb, coordinator, dashboard, learning, ralph
+from nestor.web.app import LayerApp, create_app
+from nestor.web.serve import bind, event_loop, serve
+from nestor.wiring import Nestor, running
+
+log = structlog.get_logger(__name__)
+LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
+
+
+def run(settings: Settings, *, ready: Callable[[dict[str, str]], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    ``ready`` is told ``{layer: URL}`` once every layer answers. Raises ``Misconfigured``
+    (a port or the folder is taken) before anything has been made.
+    """
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(_run(settings, ready))
+
+
+async def _run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+    wanted = {layer: (settings.host, _port(settings, layer)) for layer in LAYERS}
+    # Ports first: what cannot be had is said before a file is made.
+    sockets = bind(wanted)
+    try:
+        ports = {layer: sock.getsockname()[1] for layer, sock in sockets.items()}
+        urls = {layer: _url(settings.host, port) for layer, port in ports.items()}
+        async with running(settings, coordinator_url=urls["coordinator"]) as nestor:
+
+            async def begin() -> None:
+                await nestor.ralph.start()
+                nestor.folder.write_run_file(ports, datetime.now(UTC))
+                log.info("ready", **{f"{layer}_port": p for layer, p in ports.items()})
+                ready(urls)
+
+            try:
+                await serve(_apps(nestor), sockets, ready=begin, stop=stop)
+            finally:
+                nestor.folder.remove_run_file()
+    finally:
+        for sock in sockets.values():
+            sock.close()
+
+
+def _apps(nestor: Nestor) -> Mapping[str, LayerApp]:
+    return {
+        "dashboard": create_app(
+            "dashboard", nestor, dashboard.handlers(), dependencies=nestor.dependencies
+        ),
+        "ralph": create_app(
+            "ralph", nestor, ralph.handlers(), dependencies=nestor.ralph.dependencies
+        ),
+        "aidb": create_app(
+            "aidb", nestor, aidb.handlers(), dependencies=nestor.aidb.dependencies
+        ),
+        "coordinator": create_app(
+            "coordinator",
+            nestor,
+            coordinator.handlers(),
+            dependencies=nestor.coordinator.dependencies,
+        ),
+        "learning": create_app(
+            "learning",
+            nestor,
+            learning.handlers(),
+            dependencies=nestor.telemetry_health,
+        ),
+    }
+
+
+def _port(settings: Settings, layer: str) -> int:
+    port: int = getattr(settings, f"{layer}_port")
+    return port
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,129 @@
+"""``kill -9`` of the serving process, anywhere: the task goes on and ends verified, once."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Rounds
+from tests.system.child import Child, until_ended
+from tests.system.workbench import CHECK, FIXED, git, processes, repository
+
+from nestor.cli.client import Stack
+from nestor.errors import NestorError, NotFound
+
+pytestmark = pytest.mark.heavy
+
+GUARDIAN_LIMIT_S = 10.0
+STEPS = (
+    "prepare-1",
+    "context-1",
+    "guidance-1",
+    "agent-1",
+    "snapshot-1",
+    "verify-1",
+    "decide-1",
+    "agent-2",
+    "decide-2",
+    "finish",
+)
+
+
+def body(repo: Path, marker: str) -> dict[str, Any]:
+    """A task whose agent leaves one line an iteration, and is right in the second."""
+    agent = (
+        f"echo line >> log.txt; sleep 0.{marker}; "
+        f"if grep -q 'not done'; then printf '%s' '{FIXED}' > calc.py; fi"
+    )
+    return {
+        "task_id": "killed",
+        "task": "Make the tests pass.",
+        "backend": "command",
+        "command": agent,
+        "workspace": {"repo": str(repo)},
+        "test_command": CHECK,
+        "max_iterations": 4,
+    }
+
+
+def submit(stack: Stack, what: dict[str, Any]) -> None:
+    with suppress(NestorError):  # it may die before it can answer
+        stack.call("ralph", "POST", "/submit", body=what)
+
+
+def agents_end(marker: str) -> float:
+    """Wait until no process of the agent is left; returns after how many seconds."""
+    began = time.monotonic()
+    while processes(f"sleep 0.{marker}"):
+        assert time.monotonic() - began < GUARDIAN_LIMIT_S
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def check_the_end(child: Child, stack: Stack, repo: Path) -> None:
+    done = until_ended(stack, "killed")
+    assert (done["status"], done["reason"]) == ("verified", "checks_passed"), done
+    assert done["iteration"] == 2
+    log = git(repo, "show", "nestor/killed:log.txt")
+    assert log == "line\nline\n", "an edit was applied twice, or half"
+    deadline = time.monotonic() + 10
+    while True:
+        told = [e for e in child.events() if e.get("task_id") == "killed"]
+        kinds = Counter(event["event_type"] for event in told)
+        if kinds["task_completed"] or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    ids = Counter(event["id"] for event in told)
+    assert kinds["task_started"] == 1
+    assert kinds["task_iteration"] == 2
+    assert kinds["exit_blocked"] == 1
+    assert kinds["task_completed"] == 1
+    durable = {"task_started", "task_iteration", "exit_blocked", "task_completed"}
+    twice = [e for e in told if ids[e["id"]] > 1 and e["event_type"] in durable]
+    assert not twice
+    assert len({event["trace_id"] for event in told}) == 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_in_each_step(tmp_path: Path, step: str, moment: str) -> None:
+    repo = repository(tmp_path / "repo")
+    marker = f"3{tmp_path.stat().st_ino}"
+    with Child(tmp_path / "home") as child:
+        submit(child.start(f"{moment}:{step}"), body(repo, marker))
+        child.killed_itself()
+        agents_end(marker)
+
+        check_the_end(child, child.start(), repo)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_between_the_row_and_its_enqueue(tmp_path: Path, moment: str) -> None:
+    repo = repository(tmp_path / "repo")
+    with Child(tmp_path / "home") as child:
+        submit(child.start(f"{moment}:enqueue"), body(repo, "31"))
+        child.killed_itself()
+
+        stack = child.start()
+        with pytest.raises(NotFound):
+            stack.call("ralph", "GET", "/tasks/killed")
+        submit(stack, body(repo, "31"))
+        check_the_end(child, stack, repo)
+
+
+def test_killed_at_random_instants(tmp_path: Path, counted: Rounds) -> None:
+    for number, random in counted("kill-task-loop", 4, 50):
+        place = tmp_path / str(number)
+        repo = repository(place / "repo")
+        marker = f"3{place.stat().st_ino}"
+        with Child(place / "home") as child:
+            stack = child.start()
+            submit(stack, body(repo, marker))
+            for _ in range(random.randint(1, 3)):
+                time.sleep(random.uniform(0.0, 2.5))
+                child.kill()
+                agents_end(marker)
+                stack = child.start()
+            check_the_end(child, stack, repo)

@@ -1,0 +1,121 @@
+"""Bad input names its field; good input is sealed with a digest."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nestor.backends.agents import backends
+from nestor.errors import InvalidInput
+from nestor.model.access import Principal
+from nestor.model.task import (
+    Budget,
+    Check,
+    Network,
+    SandboxSpec,
+    TaskSpec,
+    TaskStatus,
+)
+from nestor.ralph.sealing import Sealing, seal
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+ADMIN = Principal(key_id="admin", scopes=frozenset({"admin"}))
+SUBMITTER = Principal(key_id="k1", scopes=frozenset({"submit"}))
+RULES = Sealing(backends=backends(), default_backend="builtin", max_iterations=7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"task": None}, "task"),
+        ({"prompt": "also"}, "task"),
+        ({"task": "x" * 200_000}, "task"),
+        ({"task_id": "../etc"}, "task_id"),
+        ({"task_id": ".."}, "task_id"),
+        ({"task_id": "a" * 65}, "task_id"),
+        ({"backend": "nobody"}, "backend"),
+        ({"backend": "command"}, "command"),
+        ({"command": "ls"}, "command"),
+        ({"priority": "P9"}, "priority"),
+        ({"max_iterations": 101}, "max_iterations"),
+        ({"max_iterations": -1}, "max_iterations"),
+        ({"checks": [Check(run=" ")]}, "checks.0.run"),
+        ({"checks": [Check(run=[])]}, "checks.0.run"),
+        ({"checks": [Check(run="a", timeout_s=0)]}, "checks.0.timeout_s"),
+        (
+            {"checks": [Check(name="a", run="a"), Check(name="a", run="b")]},
+            "checks.1.name",
+        ),
+        ({"test_command": ""}, "test_command"),
+        ({"budget": Budget(usd=Decimal(0))}, "budget.usd"),
+        ({"budget": Budget(tokens=-1)}, "budget.tokens"),
+        ({"budget": Budget(seconds=float("nan"))}, "budget.seconds"),
+        ({"dependencies": ["other"]}, "dependencies"),
+        ({"mounts": ["relative"]}, "mounts.0"),
+        ({"mounts": ["/no/such/folder"]}, "mounts.0"),
+        ({"sandbox": SandboxSpec(memory_bytes=1)}, "sandbox.memory_bytes"),
+        ({"sandbox": SandboxSpec(processes=0)}, "sandbox.processes"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
+    spec = TaskSpec(**{"task": "do it", **fields})
+
+    with pytest.raises(InvalidInput) as caught:
+        seal(spec, ADMIN, RULES, now=NOW)
+
+    assert field in [error.field for error in caught.value.errors]
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    spec = TaskSpec(task_id="a/b", priority="P7", backend="nobody")
+
+    with pytest.raises(InvalidInput) as caught:
+        seal(spec, ADMIN, RULES, now=NOW)
+
+    fields = {error.field for error in caught.value.errors}
+    assert fields == {"task", "task_id", "priority", "backend"}
+
+
+def test_defaults_are_filled_and_the_phase_comes_from_the_id() -> None:
+    task, _ = seal(TaskSpec(task="do it", task_id="P2-REL-001"), ADMIN, RULES, now=NOW)
+
+    assert (task.backend, task.max_iterations, task.phase) == ("builtin", 7, 2)
+    assert (task.status, task.name) == (TaskStatus.QUEUED, "do it")
+    assert len(task.trace_id) == 32
+
+
+def test_the_digest_is_of_what_was_asked() -> None:
+    def digest(**fields: Any) -> str:
+        return seal(TaskSpec(task_id="a", **fields), ADMIN, RULES, now=NOW)[1]
+
+    assert digest(task="one") == digest(task="one")
+    assert digest(task="one") != digest(task="two")
+
+
+@pytest.mark.parametrize(
+    "brings",
+    [
+        {"backend": "command", "command": "make"},
+        {"checks": [Check(run="true")]},
+        {"setup": ["true"]},
+        {"mounts": ["/usr"]},
+    ],
+)
+def test_what_others_than_an_admin_bring_waits_for_approval(
+    brings: dict[str, Any],
+) -> None:
+    spec = TaskSpec(task="x", **brings)
+
+    assert seal(spec, SUBMITTER, RULES, now=NOW)[0].status is (
+        TaskStatus.AWAITING_APPROVAL
+    )
+    assert seal(spec, ADMIN, RULES, now=NOW)[0].status is TaskStatus.QUEUED
+
+
+def test_the_full_network_waits_for_approval_even_for_an_admin() -> None:
+    spec = TaskSpec(task="x", sandbox=SandboxSpec(network=Network.FULL))
+    task, _ = seal(spec, ADMIN, RULES, now=NOW)
+
+    assert task.status is TaskStatus.AWAITING_APPROVAL
+    assert "network" in task.approvals[0].what
