@@ -19,6 +19,11 @@ def current_trace_id() -> str:
     return _current.get()
 
 
+def known_trace_id() -> str | None:
+    """Return the trace id in force; None where there is none (and makes none)."""
+    return _current.get() or None
+
+
 @contextmanager
 def trace(trace_id: str | None = None) -> Iterator[str]:
     """Run a block under a trace id (a new one when not given)."""
