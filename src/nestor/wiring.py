@@ -47,6 +47,7 @@ from nestor.ralph.service import Ralph
 from nestor.ralph.verification import Verifier
 from nestor.settings import Settings
 from nestor.telemetry.learning_client import LearningClient
+from nestor.telemetry.redact import remember
 
 INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
 """Where an agent finds its model, inside the sandbox."""
@@ -105,6 +106,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         folder = stack.enter_context(DataFolder.locked(settings.home))
         configured = settings.api_key
         api_key = configured.get_secret_value() if configured else folder.admin_key()
+        remember(api_key, *_secrets(settings))
         event_log = FileEventLog(
             settings.telemetry_dir, keep_prompts=settings.keep_prompts
         )
@@ -137,6 +139,12 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             event_log=event_log,
             folder=folder,
         )
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """Secrets of unknown shape, which redaction can only know by heart."""
+    key = settings.remote_api_key
+    return [key.get_secret_value()] if key else []
 
 
 async def _aidb(

@@ -588,7 +588,6 @@ def sync_slowly(folder: Path) -> None:
     os._exit(0)  # no close: the thread alone must have done it
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_fsync_comes_within_the_window_and_not_at_each_append(
     folder: Path, tmp_path: Path
 ) -> None:

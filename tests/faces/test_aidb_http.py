@@ -51,6 +51,10 @@ class Answer:
 class _Silent:
     def append(self, events: object) -> None: ...
 
+    @property
+    def buffered(self) -> int:
+        return 0
+
     def seen(self, ids: frozenset[str]) -> frozenset[str]:
         return ids - ids
 

@@ -50,6 +50,10 @@ _CHILD = textwrap.dedent(
 class _Nowhere:
     def append(self, events: object) -> None: ...
 
+    @property
+    def buffered(self) -> int:
+        return 0
+
     def seen(self, ids: frozenset[str]) -> frozenset[str]:
         return ids - ids
 

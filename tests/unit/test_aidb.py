@@ -52,6 +52,10 @@ class Events:
     def append(self, events: Sequence[Event]) -> None:
         self.all += events
 
+    @property
+    def buffered(self) -> int:
+        return 0
+
     def seen(self, ids: frozenset[str]) -> frozenset[str]:
         return ids & {event.id for event in self.all}
 

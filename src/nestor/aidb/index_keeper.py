@@ -3,16 +3,15 @@
 import asyncio
 from contextlib import suppress
 
-import structlog
-
 from nestor.aidb.watch import Watch
 from nestor.errors import IndexDamaged, Unavailable
 from nestor.ports.knowledge_store import KnowledgeStore
 from nestor.ports.search_index import SearchIndex
+from nestor.telemetry.logs import get_logger
 
 _BATCH = 500
 _LONGEST_WAIT_S = 30.0
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class IndexKeeper:

@@ -27,6 +27,7 @@ from nestor.model.knowledge import (
 )
 from nestor.ports.knowledge_store import KnowledgeCounts, KnowledgeStore
 from nestor.ports.search_index import SearchIndex
+from nestor.telemetry import metrics
 from nestor.telemetry.learning_client import LearningClient
 
 MAX_QUERY = 8_000
@@ -157,7 +158,10 @@ class Aidb:
 
     async def counts(self) -> KnowledgeCounts:
         """Count documents, chunks, and what waits for the index."""
-        return await self._sql.run(self._store.counts())
+        counts = await self._sql.run(self._store.counts())
+        metrics.KB_CHUNKS.labels(state="pending").set(counts.waiting)
+        metrics.KB_CHUNKS.labels(state="indexed").set(counts.chunks - counts.waiting)
+        return counts
 
     async def reindex(self) -> int:
         """Empty the index and fill it from SQL; returns how many chunks it got."""
@@ -241,6 +245,10 @@ class Aidb:
         return assemble.items(hits, found, collections)
 
     def _tell(self, wanted: ContextRequest, result: ContextResult) -> None:
+        metrics.CONTEXT_REQUESTS.labels(
+            cached=metrics.flag(result.cached),
+            degraded=metrics.flag(bool(result.degraded)),
+        ).inc()
         event_id = None
         if wanted.task_id is not None and wanted.iteration is not None:
             event_id = derived_id(wanted.task_id, wanted.iteration, CONTEXT_RETRIEVED)

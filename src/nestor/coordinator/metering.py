@@ -4,8 +4,6 @@ import asyncio
 from collections import deque
 from decimal import Decimal
 
-import structlog
-
 from nestor.errors import NestorError
 from nestor.model.event import MODEL_CALLED
 from nestor.model.ids import derived_id
@@ -14,10 +12,11 @@ from nestor.model.task import Usage
 from nestor.ports.call_ledger import CallLedger
 from nestor.telemetry import metrics
 from nestor.telemetry.learning_client import LearningClient
+from nestor.telemetry.logs import get_logger
 
 _PER_MILLION = Decimal(1_000_000)
 _MAX_WAITING = 10_000
-_log = structlog.get_logger("nestor.coordinator")
+_log = get_logger("nestor.coordinator")
 
 
 def cost_usd(deployment: Deployment, usage: Usage, *, replayed: bool) -> Decimal | None:

@@ -239,6 +239,8 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: Decimal | None = None
     blocked_reason: str | None = None
     output_tail: str = ""
+    left_out: list[str] = []
+    """Paths that are not in the snapshot, each with the reason."""
     protected_restored: list[str] = []
     """Paths the agent changed that verification put back as they were on the base."""
 

@@ -19,6 +19,11 @@ class EventLog(Protocol):
         """Write whole lines, in order."""
         ...
 
+    @property
+    def buffered(self) -> int:
+        """Events that are only in memory, because the log cannot be written now."""
+        ...
+
     def seen(self, ids: frozenset[str]) -> frozenset[str]:
         """Return those of ``ids`` that stand in the newest part of the log.
 

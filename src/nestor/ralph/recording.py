@@ -147,6 +147,7 @@ def _iteration(
         cost_usd=meter.cost_usd if meter.calls else Decimal(0),
         blocked_reason=turn.decision.blocked,
         output_tail=agent.summary or agent.output_tail,
+        left_out=turn.snapshot.left_out,
         protected_restored=turn.checked.restored,
     )
 

@@ -25,7 +25,16 @@ from nestor.telemetry.trace import known_trace_id
 _ROUTED: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "dbos", "alembic")
 _LITESTAR: Final = "litestar"
 # Their INFO is a line a request or a line a query; the metrics count those.
-_QUIET: Final = ("uvicorn.access", "httpx", "aiohttp.access", "sqlalchemy", "asyncio")
+_QUIET: Final = (
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.access",
+    "alembic",
+    "httpx",
+    "aiohttp.access",
+    "sqlalchemy",
+    "asyncio",
+)
 _MAX_DEPTH = 16
 _MAX_VALUE = 16_384
 """Characters of one value; the rest is cut, and the text says so."""

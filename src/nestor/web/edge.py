@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import unquote_plus
 
-import structlog
-
 from nestor.errors import Forbidden, InvalidInput, TooLarge
 from nestor.model.ids import new_trace_id
 from nestor.telemetry import metrics
+from nestor.telemetry.logs import get_logger
 from nestor.telemetry.trace import parse_traceparent, trace
 from nestor.web.errors import Headers, Refused, render
 from nestor.web.headers import SECURITY_HEADERS
@@ -54,7 +53,7 @@ _CHECKED = (
     b"transfer-encoding",
 )
 
-_access = structlog.get_logger("nestor.access")
+_access = get_logger("nestor.access")
 
 
 class Edge:

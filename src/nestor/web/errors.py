@@ -8,12 +8,12 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 
 from nestor import errors
 from nestor.errors import FieldError, InvalidInput
+from nestor.telemetry.logs import get_logger
 from nestor.telemetry.trace import current_trace_id
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ MAX_TEXT = 2_000
 MAX_CHECKED_BYTES = 1 << 20
 """Bodies over this (documents) are not searched for repeated names: it would block."""
 
-_log = structlog.get_logger("nestor.web")
+_log = get_logger("nestor.web")
 _WHERE = re.compile(
     r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
 )

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from resource import getpagesize
 
-import structlog
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from nestor import __version__
 from nestor.model.health import Dependency, HealthReport, HealthStatus
+from nestor.telemetry.logs import get_logger
 
 Dependencies = Callable[[], Awaitable[list[Dependency]]]
 Breakers = Callable[[], Mapping[str, str]]
@@ -24,7 +24,7 @@ Breakers = Callable[[], Mapping[str, str]]
 DEADLINE_S = 2.0
 """How long the layer may take to tell of its dependencies before that is the news."""
 
-_log = structlog.get_logger("nestor.web")
+_log = get_logger("nestor.web")
 _RANK = {HealthStatus.HEALTHY: 0, HealthStatus.DEGRADED: 1, HealthStatus.UNHEALTHY: 2}
 
 

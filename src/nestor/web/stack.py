@@ -5,15 +5,14 @@ import signal
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-import structlog
-
 from nestor.settings import Settings
+from nestor.telemetry.logs import get_logger
 from nestor.web import aidb, coordinator, dashboard, learning, ralph
 from nestor.web.app import LayerApp, create_app
 from nestor.web.serve import bind, event_loop, serve
 from nestor.wiring import Nestor, running
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
 
 
