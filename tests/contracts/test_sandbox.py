@@ -247,6 +247,15 @@ async def test_runs_of_one_folder_never_overlap(sandbox: Sandbox, place: Place) 
     assert [r.exit_code for r in results] == [0, 0, 0], results
 
 
+async def test_each_run_of_one_folder_gets_its_own_result(
+    sandbox: Sandbox, place: Place
+) -> None:
+    runs = [sandbox.run(place.sh(f"echo {number}")) for number in range(12)]
+    results = await asyncio.gather(*runs)
+
+    assert [r.output for r in results] == [f"{number}\n" for number in range(12)]
+
+
 async def test_output_keeps_the_newest_part_within_its_limit(
     sandbox: Sandbox, place: Place
 ) -> None:

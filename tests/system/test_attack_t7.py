@@ -48,11 +48,12 @@ class Upstream:
         response = web.StreamResponse()
         await response.prepare(request)
         try:
-            while True:
-                await response.write(b"x" * 1000)
-                await asyncio.sleep(0.01)
+            # Then silence: nothing but the agent's leaving can end it.
+            await response.write(b"x" * 4000)
+            await asyncio.sleep(60)
         finally:
             self.closed.set()
+        return response
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,19 @@ from nestor.cli.demo_sample import data_file
 pytestmark = pytest.mark.heavy
 
 
-def demo(tmp_path: Path, **settings: str) -> "subprocess.Popen[str]":
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder with a short name: a Unix socket's path holds 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def demo(temporary: Path, **settings: str) -> "subprocess.Popen[str]":
     clean = {k: v for k, v in os.environ.items() if not k.startswith("NESTOR_")}
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     env = clean | settings | {"TMPDIR": str(temporary)}
     return subprocess.Popen(
         [sys.executable, "-m", "nestor.cli", "demo"],
-        cwd=tmp_path,
+        cwd=temporary,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -31,9 +38,9 @@ def demo(tmp_path: Path, **settings: str) -> "subprocess.Popen[str]":
     )
 
 
-def left_behind(tmp_path: Path) -> list[str]:
+def left_behind(temporary: Path) -> list[str]:
     """Name what still stands in the temporary folder, and what still runs there."""
-    found = [str(path) for path in (tmp_path / "temporary").glob("nestor-demo-*")]
+    found = [str(path) for path in temporary.glob("nestor-demo-*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             told = (process / "environ").read_bytes() + (
@@ -41,15 +48,15 @@ def left_behind(tmp_path: Path) -> list[str]:
             ).read_bytes()
         except OSError:  # it has just ended
             continue
-        if str(tmp_path / "temporary").encode() in told:
+        if str(temporary).encode() in told:
             found.append(f"process {process.name}")
     return found
 
 
 def test_the_demo_ends_verified_says_replayed_and_leaves_nothing(
-    tmp_path: Path,
+    temporary: Path,
 ) -> None:
-    process = demo(tmp_path)
+    process = demo(temporary)
     shown, _ = process.communicate(timeout=170)
     assert process.returncode == 0, shown
     assert not ESCAPES.search(shown), "plain lines where there is no terminal"
@@ -73,17 +80,19 @@ def test_the_demo_ends_verified_says_replayed_and_leaves_nothing(
         ("ralph", "task_completed"),
     ):
         assert re.search(rf"{layer} +{event}", events), event
-    assert left_behind(tmp_path) == []
+    assert left_behind(temporary) == []
 
 
-def test_the_demo_ends_with_1_when_its_task_is_not_verified(tmp_path: Path) -> None:
+def test_the_demo_ends_with_1_when_its_task_is_not_verified(
+    temporary: Path, tmp_path: Path
+) -> None:
     whole = json.loads(data_file("cassette.json").read_text())
     wrong = [e for e in whole["entries"] if "divmod" not in json.dumps(e["response"])]
     assert len(wrong) == len(whole["entries"]) - 1
     cassette = tmp_path / "without-the-fix.json"
     cassette.write_text(json.dumps(whole | {"entries": wrong}))
     process = demo(
-        tmp_path,
+        temporary,
         NESTOR_REPLAY_CASSETTE=str(cassette),
         NESTOR_LOCAL_MODEL="demo-local",
         NESTOR_REMOTE_MODEL="demo-remote",
@@ -91,13 +100,13 @@ def test_the_demo_ends_with_1_when_its_task_is_not_verified(tmp_path: Path) -> N
     shown, _ = process.communicate(timeout=170)
     assert process.returncode == 1, shown
     assert "exhausted: repeated_error" in shown
-    assert left_behind(tmp_path) == []
+    assert left_behind(temporary) == []
 
 
 def test_a_demo_that_is_stopped_takes_its_stack_and_its_folder_with_it(
-    tmp_path: Path,
+    temporary: Path,
 ) -> None:
-    process = demo(tmp_path)
+    process = demo(temporary)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("task: running"):
@@ -105,4 +114,4 @@ def test_a_demo_that_is_stopped_takes_its_stack_and_its_folder_with_it(
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert left_behind(tmp_path) == []
+    assert left_behind(temporary) == []

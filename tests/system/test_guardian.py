@@ -208,12 +208,11 @@ async def test_a_bubblewrap_killed_before_it_was_ready_leaves_nobody(
     try:
         for round_ in range(15):
             worker = await bench.worker("sleep 60")
-            while not [
-                p for p in below(worker.pid) if command(p).startswith(b"/usr/bin/bwrap")
-            ]:
+            # ``--args``: the guardian's bubblewrap, not the probe before it.
+            while b"--args" not in b"".join(map(command, seen := below(worker.pid))):
                 await asyncio.sleep(0)
             await asyncio.sleep(round_ * 0.0004)
-            os.kill(guardian_pid(below(worker.pid)), signal.SIGKILL)
+            os.kill(guardian_pid(seen), signal.SIGKILL)
             await worker.communicate()
             await gone(below(os.getpid()), within_s=5)
     finally:
@@ -248,6 +247,20 @@ async def test_a_new_worker_waits_for_what_a_killed_one_left(bench: Bench) -> No
 
     assert result.output == "second\n"
     assert not [pid for pid, who in seen.items() if guardian.alive(who)]
+
+
+async def test_a_slow_worker_still_gets_its_own_result(bench: Bench) -> None:
+    worker = await bench.worker("echo up > up; sleep 1; echo first")
+    await bench.up()
+    worker.send_signal(signal.SIGSTOP)
+    second = asyncio.create_task(bench.sandbox.run(bench.run("echo second")))
+    await asyncio.sleep(3)
+    worker.send_signal(signal.SIGCONT)
+
+    out, err = await worker.communicate()
+
+    assert b'"output":"first\\n"' in out, err
+    assert (await second).output == "second\n"
 
 
 async def test_a_run_beside_a_live_one_is_refused_after_ten_seconds(

@@ -1,0 +1,93 @@
+"""Which host paths may be seen inside, and where."""
+
+import os
+import pwd
+import stat
+from collections.abc import Sequence
+from pathlib import Path, PurePath, PurePosixPath
+
+from nestor.errors import SandboxError
+from nestor.ports.sandbox import Mount, SandboxRun
+
+_NEVER_BELOW = ("/proc", "/sys", "/dev", "/run", "/boot", "/etc/ssh")
+"""Neither these nor anything in them."""
+_NEVER_WHOLE = ("/", "/etc", "/var", "/var/lib")
+"""Not as a whole; a folder in them may be meant."""
+_SECRET = (".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".netrc",
+           ".config/gcloud", ".config/gh", ".git-credentials", ".local/share/keyrings")  # fmt: skip
+"""Below the user's home: where programs keep keys."""
+_TAKEN_BELOW = ("/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/sbin",
+                "/lib", "/lib64", "/lib32")  # fmt: skip
+_TAKEN_WHOLE = ("/", "/tmp", "/home", "/home/agent", "/var")  # noqa: S108
+
+
+def checked(run: SandboxRun, *, home: Path) -> list[Mount]:
+    """Return the mounts of ``run`` with their host paths resolved, in its order.
+
+    Raises ``SandboxError`` that names the path for one that does not exist, that would
+    show the data folder, a user's home, keys, sockets, the system's own state or the
+    run folder, or that would hide a part of the sandbox. Of the data folder only what
+    lies below ``tasks/ID/`` and ``setup/`` may be seen: the harness's own work.
+    """
+    return [_checked(mount, home=home.resolve(), run_dir=run.run_dir.resolve()) for mount in run.mounts]  # fmt: skip
+
+
+def _checked(mount: Mount, *, home: Path, run_dir: Path) -> Mount:
+    inside = PurePosixPath(mount.inside)
+    if not inside.is_absolute() or ".." in inside.parts or "\0" in mount.inside:
+        raise SandboxError(f"mount {mount.inside}: not an absolute path")
+    if _is_or_below(inside, _TAKEN_BELOW) or str(inside) in _TAKEN_WHOLE:
+        raise SandboxError(f"mount {mount.inside}: that path is the sandbox's own")
+    try:
+        # Resolved once, here: a symbolic link is judged by where it leads.
+        host = mount.host.resolve(strict=True)
+        kind = host.stat().st_mode
+    except OSError as error:
+        raise SandboxError(f"mount {mount.host}: {error.strerror}") from error
+    if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+        raise SandboxError(f"mount {mount.host}: neither a folder nor a file")
+    if why := _refused(host, home=home, run_dir=run_dir):
+        raise SandboxError(f"mount {mount.host}: {why}; it cannot be shown inside")
+    return Mount(host=host, inside=str(inside), writable=mount.writable)
+
+
+def _refused(  # noqa: PLR0911 - one reason a line
+    host: Path, *, home: Path, run_dir: Path
+) -> str | None:
+    if run_dir.is_relative_to(host) or host.is_relative_to(run_dir):
+        return "it shows the run folder"
+    if home.is_relative_to(host):
+        return "it shows the data folder"
+    if host.is_relative_to(home) and not _harness_own(host.relative_to(home).parts):
+        return "it lies in the data folder"
+    homes = user_homes()
+    if any(person.is_relative_to(host) for person in homes):
+        return "it shows the user's home"
+    secret = [str(person / name) for person in homes for name in _SECRET]
+    if _is_or_below(host, secret):
+        return "keys are kept there"
+    if _is_or_below(host, _NEVER_BELOW) or str(host) in _NEVER_WHOLE:
+        return "it is a part of the system"
+    return None
+
+
+def _harness_own(parts: Sequence[str]) -> bool:
+    match parts:
+        case ("tasks", _, _, *_) | ("setup", _, *_):
+            return True
+        case _:
+            return False
+
+
+def user_homes() -> list[Path]:
+    """The home of who runs this, by the environment and by the user database."""
+    found = [Path.home().resolve()]
+    try:
+        found.append(Path(pwd.getpwuid(os.getuid()).pw_dir).resolve())
+    except KeyError:
+        return found
+    return [person for person in found if person != Path("/")]
+
+
+def _is_or_below(path: PurePath, roots: Sequence[str]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)

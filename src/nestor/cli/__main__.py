@@ -1,0 +1,5 @@
+"""``python -m nestor.cli``: the same as ``nestor``."""
+
+from nestor.cli.main import main
+
+main()

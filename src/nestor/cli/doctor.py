@@ -1,0 +1,287 @@
+"""``nestor doctor``: look at everything Nestor leans on, and say how to mend it."""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import nestor
+from nestor.cli.client import Stack, load_settings, read_run_file
+from nestor.cli.inert import one_line
+from nestor.cli.render import Screen, print_json
+from nestor.errors import NestorError
+
+if TYPE_CHECKING:
+    from nestor.settings import Settings
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_NEEDED_PYTHON = (3, 11)
+_NEEDED_GIT = (2, 30)
+_LITTLE_DISK_BYTES = 1024**3
+_NO_DISK_BYTES = 100 * 1024**2
+_LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
+_EPILOG = """Examples:
+
+  nestor doctor
+
+  nestor doctor --config --json"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``remedy`` is empty when all is well."""
+
+    what: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    app.command(epilog=_EPILOG)(doctor)
+
+
+def doctor(
+    config: Annotated[
+        bool, typer.Option("--config", help="Print every setting and its origin.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine and the settings; exit 1 when something needed is missing."""
+    settings = load_settings()
+    if config:
+        _show_config(settings, as_json=as_json)
+        return
+    screen, found = Screen(), list[Finding]()
+    for finding in examine(settings):
+        found.append(finding)
+        if not as_json:
+            screen.line(
+                f"{finding.state:<5} {finding.what}: {finding.detail}", finding.state
+            )
+            if finding.remedy:
+                screen.line(f"      → {finding.remedy}")
+    failed = any(finding.state == FAIL for finding in found)
+    if as_json:
+        print_json({"ok": not failed, "findings": [asdict(f) for f in found]})
+    if failed:
+        raise typer.Exit(1)
+
+
+def examine(settings: "Settings") -> Iterator[Finding]:
+    """Look at each thing in turn; nothing is reported that was not just observed."""
+    yield _python()
+    yield from _folder(settings.home)
+    yield from _ports(settings)
+    yield _git()
+    yield from _sandbox(settings)
+    yield from _models(settings)
+    yield _clock(settings.home)
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info >= _NEEDED_PYTHON:
+        return Finding("python", OK, version)
+    return Finding("python", FAIL, version, "install Python 3.11 or newer")
+
+
+def _folder(home: Path) -> Iterator[Finding]:
+    existing = home
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        remedy = "make it writable, or choose another with NESTOR_HOME"
+        yield Finding("data folder", FAIL, f"{existing} is not writable", remedy)
+        return
+    if existing == home and stat.S_IMODE(home.stat().st_mode) & 0o077:
+        yield Finding(
+            "data folder", WARN, f"{home} is open to others", f"chmod 700 {home}"
+        )
+    else:
+        new = "" if existing == home else ", made at first start"
+        yield Finding("data folder", OK, f"{home}{new}")
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 1024**3:.1f} GiB free"
+    if free < _LITTLE_DISK_BYTES:
+        state = FAIL if free < _NO_DISK_BYTES else WARN
+        yield Finding("disk", state, detail, f"free some space below {existing}")
+    else:
+        yield Finding("disk", OK, detail)
+
+
+def _ports(settings: "Settings") -> Iterator[Finding]:
+    run = read_run_file(settings.home)
+    stack = Stack.find(settings)
+    for layer in _LAYERS:
+        wanted = int(getattr(settings, f"{layer}_port"))
+        if run is not None and layer in run["ports"]:
+            yield _layer(stack, layer)
+        elif wanted == 0 or _free(settings.host, wanted):
+            detail = f"{wanted} is free" if wanted else "any free port"
+            yield Finding(f"port {layer}", OK, detail)
+        else:
+            remedy = f"end that program, or set NESTOR_{layer.upper()}_PORT"
+            detail = f"{wanted} is taken by another program"
+            yield Finding(f"port {layer}", FAIL, detail, remedy)
+
+
+def _layer(stack: Stack, layer: str) -> Finding:
+    what = f"layer {layer}"
+    try:
+        stack.call(layer, "GET", "/health/ready", timeout_s=5)
+    except NestorError as error:
+        return Finding(what, FAIL, one_line(error, 200), "read the stack's log")
+    return Finding(what, OK, f"ready at {stack.url(layer)}")
+
+
+def _free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _git() -> Finding:
+    remedy = "install git (Debian: apt-get install git)"
+    try:
+        done = subprocess.run(
+            ["git", "--version"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return Finding("git", FAIL, "does not run", remedy)
+    version = done.stdout.split()[2]
+    numbers = tuple(int(n) for n in version.split(".")[:2] if n.isdigit())
+    if numbers < _NEEDED_GIT:
+        return Finding("git", FAIL, f"{version} is older than 2.30", remedy)
+    return Finding("git", OK, version)
+
+
+def _sandbox(settings: "Settings") -> Iterator[Finding]:
+    # Only this command needs it.
+    from nestor.backends.sandbox import BubblewrapSandbox  # noqa: PLC0415
+
+    if settings.sandbox == "none":
+        remedy = "unset NESTOR_SANDBOX to isolate agents again"
+        yield Finding("sandbox", WARN, "switched off: agents run as you", remedy)
+        return
+    bubblewrap = BubblewrapSandbox(coordinator_url="", home=settings.home)
+    if problem := bubblewrap.probe():
+        detail, _, remedy = problem.partition("; ")
+        yield Finding("sandbox", FAIL, detail, remedy)
+    else:
+        yield Finding("sandbox", OK, "bubblewrap works")
+    if shutil.which("slirp4netns") is None:
+        detail = "slirp4netns is missing: `setup` commands get no network"
+        yield Finding("network", WARN, detail, "apt-get install slirp4netns")
+    else:
+        yield Finding("network", OK, "slirp4netns for setup commands")
+
+
+def _models(settings: "Settings") -> Iterator[Finding]:
+    if settings.replay_cassette is not None:
+        exists = settings.replay_cassette.is_file()
+        detail = f"replayed from {settings.replay_cassette}"
+        remedy = "" if exists else "no such file: correct NESTOR_REPLAY_CASSETTE"
+        yield Finding("model", WARN if exists else FAIL, detail, remedy)
+        return
+    if not (settings.local_model or settings.remote_model):
+        detail = "none configured: questions are answered by quoting the knowledge base"
+        yield Finding("model", WARN, detail, "see docs/howto/connect-a-model.md")
+        return
+    if settings.local_model and settings.local_model.endswith(".gguf"):
+        yield _gguf(Path(settings.local_model).expanduser())
+    elif settings.local_base_url:
+        yield _endpoint("local", settings.local_base_url, settings.local_model, None)
+    if settings.remote_base_url:
+        secret = settings.remote_api_key
+        key = secret.get_secret_value() if secret else None
+        yield _endpoint("remote", settings.remote_base_url, settings.remote_model, key)
+
+
+def _gguf(path: Path) -> Finding:
+    import importlib.util  # noqa: PLC0415 - only for this question
+
+    if not path.is_file():
+        return Finding(
+            "model local", FAIL, f"{path} does not exist", "correct NESTOR_LOCAL_MODEL"
+        )
+    if importlib.util.find_spec("xllamacpp") is None:
+        remedy = "pip install 'nestor[local]'"
+        return Finding("model local", FAIL, "llama.cpp is not installed", remedy)
+    return Finding("model local", OK, f"{path}, started with the stack")
+
+
+def _endpoint(side: str, base_url: str, model: str | None, key: str | None) -> Finding:
+    what, remedy = (
+        f"model {side}",
+        f"start it, or correct NESTOR_{side.upper()}_BASE_URL",
+    )
+    if not base_url.startswith(("http://", "https://")):
+        return Finding(what, FAIL, f"{base_url} is no http address", remedy)
+    request = urllib.request.Request(f"{base_url.rstrip('/')}/models")  # noqa: S310 - checked
+    if key:
+        # Unredirected: the key is for this origin alone.
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as reply:  # noqa: S310 - checked
+            listed = json.loads(reply.read(4 * 1024 * 1024))
+        names = {str(row["id"]) for row in listed["data"]}
+    except urllib.error.HTTPError as error:
+        # No list of models is no fault: it answers, and not every server has one.
+        refused = error.code in {401, 403}
+        detail = f"{base_url} answered {error.code}"
+        fix = f"correct NESTOR_{side.upper()}_API_KEY" if refused else ""
+        return Finding(what, FAIL if refused else WARN, detail, fix)
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return Finding(what, FAIL, f"{base_url}: {one_line(reason)}", remedy)
+    except (ValueError, KeyError, TypeError):
+        return Finding(what, WARN, f"{base_url} answers, without a list of models")
+    if model not in names:
+        some = ", ".join(sorted(names)[:5])
+        detail = f"{base_url} does not list {model} (it lists {some})"
+        return Finding(what, WARN, one_line(detail, 200), "correct the model's name")
+    return Finding(what, OK, f"{model} at {base_url}")
+
+
+def _clock(home: Path) -> Finding:
+    now = time.time()
+    marks = [Path(nestor.__file__), home / "nestor.db"]
+    newest = max((p.stat().st_mtime for p in marks if p.exists()), default=0.0)
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if newest > now + 60:
+        detail = f"{shown} is before files that exist already"
+        return Finding("clock", WARN, detail, "set the clock, e.g. switch NTP on")
+    return Finding("clock", OK, shown)
+
+
+def _show_config(settings: "Settings", *, as_json: bool) -> None:
+    origins = type(settings).origins()
+    rows = []
+    for name in sorted(type(settings).model_fields):
+        value = getattr(settings, name)
+        shown = None if value is None else str(value)  # a SecretStr prints as stars
+        rows.append({"setting": name, "value": shown, "from": origins[name]})
+    if as_json:
+        print_json({"settings": rows})
+    else:
+        Screen().table(("setting", "value", "from"), [tuple(r.values()) for r in rows])

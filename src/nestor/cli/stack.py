@@ -1,0 +1,38 @@
+"""``nestor up``: all layers in one process."""
+
+import sys
+
+import typer
+
+from nestor.cli.client import load_settings
+from nestor.cli.render import Screen
+
+_EPILOG = """Examples:
+
+  nestor up
+
+  NESTOR_LOCAL_BASE_URL=http://127.0.0.1:11434/v1 NESTOR_LOCAL_MODEL=qwen3 nestor up"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    app.command(epilog=_EPILOG)(up)
+
+
+def up() -> None:
+    """Run all layers in one process until SIGTERM or Ctrl-C, then finish what is open."""
+    settings = load_settings()
+
+    # `nestor --version` does without these.
+    from nestor.telemetry import logs  # noqa: PLC0415
+    from nestor.web import stack  # noqa: PLC0415
+
+    logs.configure(settings.log_format, sys.stderr)
+    screen = Screen()
+
+    def ready(addresses: dict[str, str]) -> None:
+        for layer, address in addresses.items():
+            screen.line(f"{layer:<12} {address}")
+        screen.line("ready — stop with Ctrl-C", "ok")
+
+    stack.run(settings, ready=ready)

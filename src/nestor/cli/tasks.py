@@ -1,0 +1,318 @@
+"""``nestor submit|status|results|watch|diff|cancel|approve``: tasks of the loop."""
+
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nestor.cli.client import Stack, task_path
+from nestor.cli.inert import inert, one_line
+from nestor.cli.render import Screen, print_json, seconds, usd
+from nestor.cli.task_file import checked_body, read_task_file
+from nestor.cli.watch import follow, show_end
+from nestor.errors import InvalidInput
+
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_TASK = Annotated[str, typer.Argument(help="Task id, as `nestor submit` printed it.")]
+_PRIORITY = Annotated[str | None, typer.Option(help="P0 (first) to P3.")]
+_PHASE = Annotated[int | None, typer.Option(help="Only tasks of this phase.")]
+_STATUS = Annotated[
+    str | None, typer.Option(help="Only tasks in this status, e.g. running.")
+]
+_SUBMIT = """Examples:
+
+  nestor submit "make the tests pass" --repo . --check "pytest -q" --watch
+
+  nestor submit --file examples/fix-tests.yaml --wait --json
+
+  nestor submit "run it" --command "make report" --backend command
+
+Options override what the file says."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    app.command(epilog=_SUBMIT)(submit)
+    app.command(
+        epilog="Examples:\n\n  nestor status\n\n  nestor status TASK --json"
+        "\n\n  nestor status --status running --phase 1"
+    )(status)
+    app.command(epilog="Examples:\n\n  nestor watch TASK")(watch)
+    app.command(epilog="Examples:\n\n  nestor results\n\n  nestor results --json")(
+        results
+    )
+    app.command(epilog="Example:\n\n  nestor diff TASK | git apply")(diff)
+    app.command(epilog="Example:\n\n  nestor cancel TASK")(cancel)
+    app.command(
+        epilog='Examples:\n\n  nestor approve TASK\n\n  nestor approve TASK --reject --note "not here"'
+    )(approve)
+
+
+def submit(
+    text: Annotated[
+        str | None, typer.Argument(help="What to do. Or give --file.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Task file, JSON or YAML.")
+    ] = None,
+    repo: Annotated[
+        Path | None,
+        typer.Option(help="Git repository to work on; left out: an empty scratch one."),
+    ] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(help="Command that must pass for the task to be verified."),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Agent: builtin or command.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(help="Command that makes the environment, once, with network."),
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What backend `command` runs.")
+    ] = None,
+    max_iterations: Annotated[int | None, typer.Option(min=1)] = None,
+    budget_usd: Annotated[
+        str | None, typer.Option(help="Most money to spend, in USD.")
+    ] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    budget_seconds: Annotated[float | None, typer.Option(min=0)] = None,
+    priority: _PRIORITY = None,
+    task_id: Annotated[
+        str | None, typer.Option("--id", help="Own id; the same again is safe.")
+    ] = None,
+    guard_only: Annotated[
+        bool,
+        typer.Option("--guard-only", help="Checks pass already and must stay green."),
+    ] = False,
+    include_dirty: Annotated[
+        bool, typer.Option("--include-dirty", help="Start from uncommitted changes.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end; exit 0 when verified.")
+    ] = False,
+    watch_: Annotated[
+        bool, typer.Option("--watch", help="Like --wait, and show it live.")
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Submit a task. It is done only when the checks, not the agent, say so."""
+    task = read_task_file(file) if file else {}
+    if text is None and file is None:
+        raise InvalidInput.at("TEXT", "say what to do, or give --file")
+    if text is not None and (named := {"task", "description", "prompt"} & task.keys()):
+        raise InvalidInput.at(
+            "TEXT", f"the file says what to do already ({min(named)}); leave one out"
+        )
+    budget = {
+        "usd": _money(budget_usd),
+        "tokens": budget_tokens,
+        "seconds": budget_seconds,
+    }
+    options = {
+        "task": text,
+        "task_id": task_id,
+        "backend": backend,
+        "command": command,
+        "priority": priority,
+        "max_iterations": max_iterations,
+        "setup": setup or None,
+        "checks": [{"run": line} for line in check or []] or None,
+        "guard_only": guard_only or None,
+        "include_dirty": include_dirty or None,
+        "workspace": {"repo": str(repo.expanduser().resolve())} if repo else None,
+        "budget": {k: v for k, v in budget.items() if v is not None} or None,
+    }
+    task |= {name: value for name, value in options.items() if value is not None}
+    stack, screen = Stack.find(), Screen()
+    reply = stack.call("ralph", "POST", "/submit", body=checked_body(task))
+    made = str(reply["task_id"])
+    if not (wait or watch_):
+        if as_json:
+            print_json(reply)
+            return
+        screen.line(f"task {made}: {reply.get('status')}")
+        screen.line(f"watch it: nestor watch {made}", "note")
+        return
+    quiet = as_json or not watch_
+    if not as_json:
+        screen.line(f"task {made}")
+    _end(stack, screen, made, quiet=quiet, as_json=as_json)
+
+
+def watch(task_id: _TASK) -> None:
+    """Show a task live until it ends; exit 0 only when it is verified."""
+    stack = Stack.find()
+    _end(stack, Screen(), task_id, quiet=False, as_json=False)
+
+
+def status(
+    task_id: Annotated[str | None, typer.Argument(help="One task; else all.")] = None,
+    priority: _PRIORITY = None,
+    phase: _PHASE = None,
+    status: _STATUS = None,
+    as_json: _JSON = False,
+) -> None:
+    """Show what runs and what waits, or where one task stands."""
+    stack, screen = Stack.find(), Screen()
+    if task_id is not None:
+        task = stack.call("ralph", "GET", task_path(task_id))
+        if as_json:
+            print_json(task)
+        else:
+            show_task(screen, task)
+        return
+    query = {"priority": priority, "phase": phase, "status": status}
+    found = stack.call("ralph", "GET", "/status", query=query)
+    if as_json:
+        print_json(found)
+        return
+    screen.table(
+        ("task", "status", "why", "prio", "iteration", "backend", "what"),
+        [
+            (
+                t.get("task_id"),
+                t.get("status"),
+                t.get("reason"),
+                t.get("priority"),
+                f"{t.get('iteration', 0)}/{t.get('max_iterations')}",
+                t.get("backend"),
+                one_line(t.get("name") or t.get("description", ""), 48) + _flags(t),
+            )
+            for t in found.get("tasks", [])
+        ],
+        empty="no tasks yet — submit one with: nestor submit",
+    )
+    counts = found.get("counts") or {}
+    if counts:
+        screen.line(", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+
+
+def results(
+    priority: _PRIORITY = None,
+    phase: _PHASE = None,
+    status: _STATUS = None,
+    as_json: _JSON = False,
+) -> None:
+    """List what tasks came to, with cost and branch."""
+    query = {"priority": priority, "phase": phase, "status": status}
+    found = Stack.find().call("ralph", "GET", "/results", query=query)
+    if as_json:
+        print_json(found)
+        return
+    Screen().table(
+        ("task", "status", "why", "iterations", "cost", "tokens", "time", "branch"),
+        [
+            (
+                r.get("task_id"),
+                r.get("status"),
+                r.get("reason"),
+                _count(r.get("iterations")),
+                usd(r.get("cost_usd")),
+                r.get("tokens"),
+                seconds(r.get("duration_s")),
+                r.get("branch"),
+            )
+            for r in found.get("results", [])
+        ],
+        empty="no results yet",
+    )
+
+
+def diff(task_id: _TASK, as_json: _JSON = False) -> None:
+    """Print the change a task made, as a unified diff against its base."""
+    found = Stack.find().call("ralph", "GET", task_path(task_id, "/diff"))
+    if as_json:
+        print_json(found)
+        return
+    text = str(found.get("diff", "")) if isinstance(found, dict) else str(found or "")
+    screen = Screen()
+    if screen.terminal:
+        screen.diff(text)
+    else:
+        # For `git apply`: exact bytes; a pipe is no terminal to defend.
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+        sys.stdout.flush()
+
+
+def cancel(task_id: _TASK) -> None:
+    """Stop a task; it counts as cancelled once its processes are gone."""
+    reply = Stack.find().call("ralph", "POST", task_path(task_id, "/cancel"))
+    typer.echo(inert(f"task {task_id}: {(reply or {}).get('status', 'cancelling')}"))
+
+
+def approve(
+    task_id: _TASK,
+    reject: Annotated[bool, typer.Option("--reject", help="Say no.")] = False,
+    note: Annotated[str | None, typer.Option(help="Kept with the answer.")] = None,
+) -> None:
+    """Let a task go on that waits for a person, or reject it."""
+    body = {"approved": not reject, "note": note}
+    reply = Stack.find().call(
+        "ralph", "POST", task_path(task_id, "/approve"), body=body
+    )
+    typer.echo(inert(f"task {task_id}: {reply.get('status')}"))
+
+
+def show_task(screen: Screen, task: dict[str, Any]) -> None:
+    """Print one task for people."""
+    screen.line(f"task {task.get('task_id')}: {task.get('status')}", "heading")
+    budget = task.get("budget") or {}
+    spent = task.get("spent") or {}
+    tokens = spent.get("tokens", budget.get("spent_tokens"))
+    fields = {
+        "what": one_line(task.get("name") or task.get("description", ""), 200),
+        "why": task.get("reason"),
+        "note": task.get("detail"),
+        "iteration": f"{task.get('iteration', 0)} of {task.get('max_iterations')}",
+        "backend": task.get("backend"),
+        "workspace": task.get("workspace"),
+        "branch": task.get("branch"),
+        "spent": f"{usd(spent.get('usd', budget.get('spent_usd')))}, {tokens} tokens",
+        "flags": _flags(task).strip(" []"),
+        "trace": task.get("trace_id"),
+    }
+    for name, value in fields.items():
+        if value:
+            screen.line(f"  {name}: {value}")
+
+
+def _end(
+    stack: Stack, screen: Screen, task_id: str, *, quiet: bool, as_json: bool
+) -> None:
+    task = follow(stack, screen, task_id, quiet=quiet)
+    if as_json:
+        print_json(task)
+    else:
+        show_end(screen, task)
+    if task.get("status") != "verified":
+        raise typer.Exit(1)
+
+
+def _money(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        value = Decimal(text)
+    except ArithmeticError:
+        raise InvalidInput.at("--budget-usd", f"{text!r} is not an amount") from None
+    if not value.is_finite() or value < 0:
+        raise InvalidInput.at("--budget-usd", "must be 0 or more")
+    return str(value)
+
+
+def _count(iterations: Any) -> Any:
+    return len(iterations) if isinstance(iterations, list) else iterations
+
+
+def _flags(task: dict[str, Any]) -> str:
+    flags = []
+    if task.get("replayed"):
+        flags.append("replayed model")
+    if task.get("sandboxed") is False:
+        flags.append("no sandbox")
+    return f" [{', '.join(flags)}]" if flags else ""

@@ -1,0 +1,219 @@
+"""Plant one fault at a time in a copy of the tree and see whether its test notices.
+
+    python -m tools.plant_faults            # all
+    python -m tools.plant_faults outbox     # those whose name holds a word
+
+A test is trusted once it has failed. The first row has no fault and must stay green.
+Prints CAUGHT or MISSED a row, exits 1 when one was missed, and keeps the rows in
+``bench/results/faults.json``.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "faults.json"
+CHEATS = "tests/system/test_verified_or_not.py"
+KILLS = "tests/system/test_loop_kill.py"
+
+
+class Fault(NamedTuple):
+    """``edits``: (file below src/nestor, text, replacement)."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault("no fault: the control", (), (CHEATS, "-k", "honest or deletes")),
+    Fault(
+        "verified without a check that failed before",
+        (("ralph/decision.py", "(told_apart or facts.guard_only)", "True"),),
+        (CHEATS, "-k", "idling"),
+    ),
+    Fault(
+        "verified with an unchanged tree",
+        (("ralph/decision.py", "if changed and (", "if ("),),
+        ("tests/unit/test_decision.py",),
+    ),
+    Fault(
+        "the claim of the agent is believed",
+        (
+            (
+                "ralph/decision.py",
+                "if not verdict.passed]\n    if failing",
+                "if not verdict.passed and not turn.claimed_done]\n    if failing",
+            ),
+        ),
+        (CHEATS, "-k", "is_wrong or wrong"),
+    ),
+    Fault(
+        "protected paths are not restored",
+        (
+            (
+                "ralph/verification.py",
+                "restore=is_protected",
+                "restore=lambda _: False",
+            ),
+        ),
+        (CHEATS, "-k", "edits or deletes or skips or empties"),
+    ),
+    Fault(
+        "a runner may end without its report",
+        (
+            (
+                "ralph/verification.py",
+                "if tests is None and (runner",
+                "if False and (runner",
+            ),
+        ),
+        (CHEATS, "-k", "ends"),
+    ),
+    Fault(
+        "tested code may rewrite the tests while they run",
+        (
+            (
+                "ralph/verification.py",
+                "for path in guarded[:_MAX_READ_ONLY]",
+                "for path in ()",
+            ),
+            ("ralph/verification.py", "    elif touched:", "    elif False:"),
+        ),
+        (CHEATS, "-k", "rewrites"),
+    ),
+    Fault(
+        "a new runner configuration is believed",
+        (
+            (
+                "ralph/protection.py",
+                "[*RUNNER_FILES, *tests, *named]",
+                "[*tests, *named]",
+            ),
+        ),
+        (CHEATS, "-k", "replaces or sitecustomize"),
+    ),
+    Fault(
+        "a check that cannot start is only a failing one",
+        (("ralph/verification.py", "    if missing and", "    if False and"),),
+        (CHEATS, "-k", "cannot_start"),
+    ),
+    Fault(
+        "the iteration cap is a success",
+        (
+            (
+                "ralph/decision.py",
+                "status=TaskStatus.EXHAUSTED, reason=stop",
+                "status=TaskStatus.VERIFIED, reason=stop",
+            ),
+        ),
+        (CHEATS, "-k", "does_nothing or nothing"),
+    ),
+    Fault(
+        "a half-done edit survives a crash",
+        (
+            (
+                "ralph/acting.py",
+                "    if run_dir.exists():\n",
+                "    if False:\n",
+            ),
+        ),
+        (KILLS, "-k", "after-agent-1"),
+    ),
+    Fault(
+        "the row and its enqueue are two commits",
+        (
+            (
+                "backends/sql/task_store.py",
+                "            if enqueue:\n                await self._hand_over(connection",
+                (
+                    "        if enqueue:\n            async with self._database.write() as"
+                    " connection:\n                await self._hand_over(connection"
+                ),
+            ),
+        ),
+        (KILLS, "-k", "between"),
+    ),
+    Fault(
+        "outbox: the log is not asked what it has",
+        (
+            (
+                "ralph/outbox.py",
+                "if self._unsure else frozenset()",
+                "if False else frozenset()",
+            ),
+        ),
+        ("tests/unit/test_outbox.py",),
+    ),
+    Fault(
+        "outbox: what is only in memory counts as sent",
+        (("ralph/outbox.py", "if not self._log.buffered:", "if True:"),),
+        ("tests/unit/test_outbox.py",),
+    ),
+    Fault(
+        "cancelled is said at once",
+        (
+            (
+                "ralph/parts.py",
+                "        running.cancel()\n        await asyncio.wait({running})\n",
+                "",
+            ),
+        ),
+        (CHEATS, "-k", "cancelled"),
+    ),
+)
+
+
+def main() -> int:
+    """Run the faults that the arguments name."""
+    words = sys.argv[1:]
+    chosen = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    rows = [_plant(fault) for fault in chosen]
+    if not words:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if any(row["result"] == "MISSED" for row in rows) else 0
+
+
+def _plant(fault: Fault) -> dict[str, str]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copy = Path(folder) / "copy"
+        for part in ("src", "tests", "tools"):
+            shutil.copytree(
+                ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for name, text, other in fault.edits:
+            path = copy / "src" / "nestor" / name
+            source = path.read_text()
+            if text not in source:
+                raise SystemExit(f"error: {fault.name}: {name} has no {text!r}")
+            path.write_text(source.replace(text, other, 1))
+        run = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [*run, f"--basetemp={folder}/t", *fault.tests],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": f"{copy / 'src'}:{copy}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    last = (done.stdout.strip().splitlines() or [done.stderr])[-1]
+    if done.returncode not in {0, 1}:  # 1: a test failed; others: none was run
+        raise SystemExit(f"error: {fault.name}: pytest said {done.returncode}: {last}")
+    noticed = done.returncode == 1
+    result = "CAUGHT" if noticed == bool(fault.edits) else "MISSED"
+    if not fault.edits:
+        result = "GREEN" if not noticed else "MISSED"
+    print(f"{result:6} {fault.name}: {last[:100]}", flush=True)
+    return {"fault": fault.name, "result": result, "test": " ".join(fault.tests)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
