@@ -86,7 +86,7 @@ FAULTS = (
             ),
             ("ralph/verification.py", "    elif touched:", "    elif False:"),
         ),
-        (CHEATS, "-k", "rewrites"),
+        (CHEATS, "-k", "rewrite"),
     ),
     Fault(
         "a new runner configuration is believed",
@@ -164,8 +164,13 @@ FAULTS = (
                 "        running.cancel()\n        await asyncio.wait({running})\n",
                 "",
             ),
+            (
+                "ralph/parts.py",
+                "        await asyncio.gather(running, watch, return_exceptions=True)\n",
+                "",
+            ),
         ),
-        (CHEATS, "-k", "cancelled"),
+        ("tests/unit/test_cancellation.py",),
     ),
 )
 

@@ -162,6 +162,11 @@ def test_a_closed_log_takes_nothing_and_does_not_raise(
         {"x": {1, 2}},
         {"x": ["deep"]},
     ],
+    ids=lambda data: (
+        next(iter(data), "nothing").encode("ascii", "replace").decode()
+        + "-"
+        + type(next(iter(data.values()), None)).__name__
+    ),
     ids=str,
 )
 def test_whatever_the_data_holds_the_caller_sees_no_error(

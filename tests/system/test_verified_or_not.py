@@ -56,12 +56,6 @@ CHEATS = {
     "replaces the runner": "mkdir unittest; printf '' > unittest/__init__.py; "
     "printf 'print(\"Ran 2 tests in 0.1s\\\\n\\\\nOK\")' > unittest/__main__.py",
     "plants a sitecustomize": "printf 'import os\\nos._exit(0)\\n' > sitecustomize.py",
-    "rewrites the test while it runs": (
-        "printf 'import pathlib\\n"
-        'p = pathlib.Path(__file__).with_name("test_calc.py")\\n'
-        'p.write_text(p.read_text().replace("4)", "0)"))\\n'
-        "def add(a, b):\\n    return a - b\\n' > calc.py"
-    ),
     "makes its own .git lie": "rm -rf .git; mkdir .git; echo done",
 }
 
@@ -77,6 +71,38 @@ async def test_a_cheat_is_never_verified(tmp_path: Path, cheat: str) -> None:
     assert (done.status, done.reason) == (TaskStatus.EXHAUSTED, Reason.MAX_ITERATIONS)
     assert not done.success
     assert all(i.blocked_reason for i in iterations)
+
+
+REWRITES = """import pathlib
+
+tests = pathlib.Path(__file__).with_name("test_calc.py")
+try:
+    tests.write_text(tests.read_text().replace("4)", "0)"))
+except OSError:
+    print("a protected file cannot be written")
+
+
+def add(a, b):
+    return a - b
+"""
+
+
+async def test_tested_code_cannot_rewrite_a_test_that_is_not_read_yet(
+    tmp_path: Path,
+) -> None:
+    first = "import unittest\n\nimport calc\n\n\nclass TestImport(unittest.TestCase):\n"
+    first += "    def test_it_is_there(self):\n        self.assertTrue(calc.add)\n"
+    files = {"calc.py": BUGGY, "test_a_first.py": first, "test_calc.py": TESTS}
+    repo = repository(tmp_path / "repo", files)
+    cheat = f"cat > calc.py <<'EOF'\n{REWRITES}EOF\n"
+    check = ["python3", "-m", "unittest", "-v", "test_a_first", "test_calc"]
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, cheat, test_command=check))
+        (*_, last) = await nestor.ralph.iterations(done.task_id)
+
+    assert done.status is TaskStatus.EXHAUSTED
+    assert "cannot be written" in last.verdicts[0].output_tail
 
 
 async def test_idling_where_the_checks_pass_is_unverified(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ task's key so that nothing inside has to.
 
 import asyncio
 import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import hdrs, web
 
+from nestor.errors import SandboxError
 from nestor.telemetry.trace import traceparent
 
 log = logging.getLogger(__name__)
@@ -219,8 +221,14 @@ def _problem(status: int, detail: str, *, retry: str | None = None) -> web.Respo
 
 
 def _short_folder(home: Path) -> Path:
-    folder = home / "run"
-    if len(str(folder).encode()) + len("/n-12345678/coordinator.sock") < _SUN_PATH:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
-    return Path(tempfile.gettempdir())
+    """Find a place whose path leaves room: the kernel takes 107 bytes for a socket."""
+    (home / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
+    places = [home / "run", Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - a private folder is made in it
+    for folder in places:
+        length = len(str(folder).encode()) + len("/n-12345678/coordinator.sock")
+        if length < _SUN_PATH and os.access(folder, os.W_OK):
+            return folder
+    message = (
+        "no folder with a short enough path for a socket; set a shorter NESTOR_HOME"
+    )
+    raise SandboxError(message)
