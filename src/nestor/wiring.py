@@ -95,6 +95,11 @@ class Nestor:
         ]
 
 
+def refuse_if_running(settings: Settings) -> None:
+    """Raise ``Misconfigured`` when another process runs on the same data folder."""
+    DataFolder.refuse_if_held(settings.home)
+
+
 @asynccontextmanager
 async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[Nestor]:
     """Open every part that the settings name; close them all on the way out.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -173,10 +174,14 @@ def test_ctrl_c_is_exit_130_without_a_trace(stack: FakeStack, cli: Cli) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(  # noqa: PLW1509 - one call, no lock
+            signal.SIGINT, signal.SIG_DFL
+        ),
     )
     assert process.stdout is not None
     assert "running" in process.stdout.readline()
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "")
 

@@ -78,6 +78,12 @@ class Child:
             "127.0.0.1", run["ports"], (self.home / "api-key").read_text().strip()
         )
 
+    def port(self, layer: str) -> int:
+        """Where a layer listens."""
+        run = read_run_file(self.home)
+        assert run is not None
+        return int(run["ports"][layer])
+
     def kill(self) -> None:
         """``kill -9``, and wait."""
         assert self.process is not None

@@ -44,6 +44,13 @@ def test_f4_no_value_breaks_out_of_its_line_or_steers_the_terminal(
     assert text.count("forged") >= 5
 
 
+@pytest.fixture(autouse=True)
+def _levels_of_their_own() -> None:
+    """What other tests started in this process may have made some libraries quiet."""
+    for name in (*LIBRARIES, "dbos"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
 @FORMATS
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_library_logs_take_the_same_way(log_format: str, library: str) -> None:

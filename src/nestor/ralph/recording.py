@@ -106,7 +106,7 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
             reason=end.reason,
             ended_at=p.clock(),
             branch=branch,
-            detail=detail or _explain(end),
+            detail=detail or _explain(end, turns),
             output=output,
             spent=turns.spent,
         ),
@@ -167,5 +167,12 @@ _EXPLAIN = {
 }
 
 
-def _explain(end: End) -> str:
-    return _EXPLAIN.get(end.reason, "")
+def _explain(end: End, turns: Turns) -> str:
+    text = _EXPLAIN.get(end.reason, "")
+    if turns.restored and end.status is not TaskStatus.VERIFIED:
+        named = ", ".join(turns.restored[:5])
+        text += (
+            f" The agent changed protected files, which does not count: {named}. If they "
+            "are the work, say in the task what is protected instead (protected: [...])."
+        )
+    return text.strip()

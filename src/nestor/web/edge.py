@@ -6,6 +6,7 @@ a framework does this here: those hold streams back and hide cancellation.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -31,6 +32,9 @@ MAX_BODY_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 32 << 20
 LARGE_BODIES = frozenset({"/documents"})
 MAX_TARGET_BYTES = 8 << 10
+LINGER_S = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+"""How much of a refused body is thrown away before the connection is closed."""
 MAX_IN_FLIGHT = 512
 """Requests of one layer at one time."""
 
@@ -198,6 +202,7 @@ class _Exchange:
         self._read_whole = not (self._announced or self._chunked)
         self._endless = False
         self._complete = False
+        self._closes = False
 
     def check_announced(self) -> None:
         """Raises ``TooLarge`` for a body that says it is too long."""
@@ -235,7 +240,27 @@ class _Exchange:
             {"type": "http.response.start", "status": status, "headers": headers}
         )
         body = b"" if self._method == "HEAD" else body
+        if self._closes:
+            part = {"type": "http.response.body", "body": body, "more_body": True}
+            await self.send(part)
+            await self._linger()
+            body = b""
         await self.send({"type": "http.response.body", "body": body})
+
+    async def _linger(self) -> None:
+        """Throw away some of what is still being sent.
+
+        Closing on a client that is busy sending resets the connection, and the reply that
+        says why is lost with it (RFC 9112, 9.6).
+        """
+        thrown = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while thrown < LINGER_BYTES:
+                    message = await self._receive()
+                    thrown += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
 
     async def finish(self) -> None:
         """Close the stream that ``drain`` cut, so that the client sees a clean end."""
@@ -265,6 +290,7 @@ class _Exchange:
         if not self._read_whole and (self._chunked or self._announced > self._limit):
             # What is still to come has no bound: the connection cannot be used again.
             kept.append((b"connection", b"close"))
+            self._closes = True
         return kept
 
     def _too_large(self) -> TooLarge:

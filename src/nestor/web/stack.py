@@ -10,7 +10,7 @@ from nestor.telemetry.logs import get_logger
 from nestor.web import aidb, coordinator, dashboard, learning, ralph
 from nestor.web.app import LayerApp, create_app
 from nestor.web.serve import bind, event_loop, serve
-from nestor.wiring import Nestor, running
+from nestor.wiring import Nestor, refuse_if_running, running
 
 log = get_logger(__name__)
 LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
@@ -32,7 +32,9 @@ async def _run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> N
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
     wanted = {layer: (settings.host, _port(settings, layer)) for layer in LAYERS}
-    # Ports first: what cannot be had is said before a file is made.
+    # A second start on the same folder would find its ports taken: say the cause first.
+    refuse_if_running(settings)
+    # Then the ports: what cannot be had is said before a file is made.
     sockets = bind(wanted)
     try:
         ports = {layer: sock.getsockname()[1] for layer, sock in sockets.items()}

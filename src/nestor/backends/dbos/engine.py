@@ -157,6 +157,7 @@ class DbosEngine:
         # DBOS has made its pool the loop's default, and is about to close it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        _quiet(logging.WARNING)
         DbosEngine._started = None
         try:
             await asyncio.to_thread(self._uncount, sorted(self._abandoned))

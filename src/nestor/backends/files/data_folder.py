@@ -43,20 +43,24 @@ class DataFolder:
                 0o600,
             )
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-                message = (
-                    f"NESTOR_HOME: {home} is in use by another nestor (pid "
-                    f"{holder or 'unknown'}); stop that one, or set another NESTOR_HOME"
-                )
-                raise Misconfigured(message) from error
+            _take(lock, home)
             with _explained(home):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
                 home.chmod(0o700)
             yield cls(home)
+        finally:
+            os.close(lock)
+
+    @staticmethod
+    def refuse_if_held(home: Path) -> None:
+        """Raise ``Misconfigured`` when a process runs on ``home`` now; makes nothing."""
+        try:
+            lock = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # not there, or not ours: ``locked`` will say which
+            return
+        try:
+            _take(lock, home)
         finally:
             os.close(lock)
 
@@ -88,6 +92,18 @@ class DataFolder:
             if not path.exists():
                 _write(path, f"{make()}\n")
             return read_secret(path)
+
+
+def _take(lock: int, home: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        message = (
+            f"NESTOR_HOME: {home} is in use by another nestor (pid "
+            f"{holder or 'unknown'}); stop that one, or set another NESTOR_HOME"
+        )
+        raise Misconfigured(message) from error
 
 
 def read_secret(path: Path) -> str:
