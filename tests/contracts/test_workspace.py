@@ -70,8 +70,11 @@ def workspaces(tmp_path: Path) -> GitWorkspaces:
     return GitWorkspaces(tmp_path / "home")
 
 
-def spec(repo: Path, *, include_dirty: bool = False, **workspace: str) -> TaskSpec:
+def spec(
+    repo: Path, *, include_dirty: bool = False, task_id: str = "", **workspace: str
+) -> TaskSpec:
     return TaskSpec(
+        task_id=task_id,
         workspace=WorkspaceSpec(repo=str(repo), **workspace),
         include_dirty=include_dirty,
     )
@@ -588,9 +591,7 @@ async def test_attributes_in_the_tree_change_no_byte_and_hide_no_diff(
     (tree / "src" / "app.py").write_text("one = 2\n")
     made = await taken(workspaces, base)
     out = tmp_path / "out"
-    await workspaces.checkout(
-        TASK, made.commit, out, restore=Globs([]).match, base=base.base
-    )
+    await workspaces.checkout(TASK, made.commit, out)
     assert (out / "crlf.txt").read_bytes() == b"a\r\nb\n$Id$\n"
     assert (out / "src" / "app.py").read_bytes() == b"one = 2\n"
     diff = await workspaces.diff(TASK, made.commit, base.base)
@@ -660,9 +661,7 @@ async def test_a_submodule_of_the_base_stays_and_is_not_entered(
     made = await taken(workspaces, base)
     assert made.tree == base.tree
     assert made.left_out == ["sub: files inside a submodule"]
-    await workspaces.checkout(
-        TASK, made.commit, tmp_path / "out", restore=Globs(["**"]).match, base=base.base
-    )
+    await restored(workspaces, made.commit, tmp_path / "out", ["**"], base.base)
 
 
 async def test_links_are_kept_as_links_and_never_followed(
@@ -685,9 +684,7 @@ async def test_links_are_kept_as_links_and_never_followed(
     diff = await workspaces.diff(TASK, made.commit, base.base)
     assert "secret" not in diff.replace(str(secret), "")
     out = tmp_path / "out"
-    await workspaces.checkout(
-        TASK, made.commit, out, restore=Globs([]).match, base=base.base
-    )
+    await workspaces.checkout(TASK, made.commit, out)
     assert (out / "src").readlink() == secret
 
 
@@ -740,13 +737,7 @@ async def test_odd_names_survive_the_round_trip(
     "".join(made.changed_paths).encode()  # can be stored
     assert "bad-\\xff-utf8" in made.changed_paths
     out = os.fsencode(tmp_path / "out")
-    await workspaces.checkout(
-        TASK,
-        made.commit,
-        tmp_path / "out",
-        restore=Globs(["[a]"]).match,
-        base=base.base,
-    )
+    await restored(workspaces, made.commit, tmp_path / "out", ["[a]"], base.base)
     for name in set(ODD) - {b"[a]"}:
         assert Path(os.fsdecode(out + b"/" + name)).read_bytes() == name
     assert not (tmp_path / "out" / "[a]").exists()
@@ -790,9 +781,7 @@ async def test_the_executable_bit_is_part_of_the_tree(
     made = await taken(workspaces, base)
     assert made.changed_paths == ["run.sh", "src/app.py"]
     out = tmp_path / "out"
-    await workspaces.checkout(
-        TASK, made.commit, out, restore=Globs([]).match, base=base.base
-    )
+    await workspaces.checkout(TASK, made.commit, out)
     assert not os.access(out / "run.sh", os.X_OK) or not (
         (out / "run.sh").stat().st_mode & 0o111
     )
@@ -811,6 +800,18 @@ async def test_a_thousand_files_are_read_in_a_second(
     assert time.process_time() - begun < 1.0
 
 
+async def restored(
+    workspaces: GitWorkspaces, commit: str, into: Path, globs: list[str], base: str
+) -> list[str]:
+    """Put back what the globs protect and write the result to a folder."""
+    made, back = await workspaces.restore(
+        TASK, commit, protected=Globs(globs).match, base=base
+    )
+    await workspaces.checkout(TASK, made.commit, into)
+    assert (made.commit == commit) == (not back)
+    return back
+
+
 # --- checkout, diff, deliver -----------------------------------------------------------
 
 
@@ -826,10 +827,8 @@ async def test_protected_paths_come_from_the_base(
     made = await taken(workspaces, base)
     out = tmp_path / "a" / "out"
     (out / "old").mkdir(parents=True)
-    back = await workspaces.checkout(
-        *(TASK, made.commit, out),
-        restore=Globs(["tests/**", "run.sh", "nothing"]).match,
-        base=base.base,
+    back = await restored(
+        workspaces, made.commit, out, ["tests/**", "run.sh", "nothing"], base.base
     )
     assert back == ["run.sh", "tests/conftest.py", "tests/test_app.py"]
     assert (out / "tests" / "test_app.py").read_text() == "def test(): assert True\n"
@@ -858,12 +857,8 @@ async def test_a_protected_path_behind_a_swapped_folder_is_restored(
         (tree / "tests" / "test_app.py" / "__init__.py").write_text("x")
     made = await taken(workspaces, base)
     out = tmp_path / "out"
-    back = await workspaces.checkout(
-        TASK,
-        made.commit,
-        out,
-        restore=Globs(["tests/test_app.py"]).match,
-        base=base.base,
+    back = await restored(
+        workspaces, made.commit, out, ["tests/test_app.py"], base.base
     )
     swapped = "tests/test_app.py/__init__.py" if swap == "folder" else "tests"
     assert back == sorted([swapped, "tests/test_app.py"])
@@ -976,10 +971,48 @@ async def test_only_known_full_ids_are_taken_as_commits(
         workspaces.diff(TASK, commit, base.base),
         workspaces.deliver(TASK, commit),
         workspaces.snapshot(TASK, message="m", parent=commit),
-        workspaces.checkout(
-            TASK, commit, tmp_path / "o", restore=Globs([]).match, base=base.base
-        ),
+        workspaces.checkout(TASK, commit, tmp_path / "o"),
     ):
         with pytest.raises(WorkspaceError):
             await call
     assert (workspaces.tree(TASK) / "src" / "app.py").exists()
+
+
+async def test_a_branch_of_somebody_else_is_never_moved(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "new").write_text("x")
+    made = await taken(workspaces, base)
+    branch = branch_name(TASK)
+    git(repo, "checkout", "-q", "-b", branch)
+    (repo / "precious").write_text("p")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-qm", "precious")
+    precious = git(repo, "rev-parse", "HEAD").strip()
+    git(repo, "checkout", "-q", "-")
+
+    with pytest.raises(WorkspaceError, match="somebody else"):
+        await workspaces.deliver(TASK, made.commit)
+    with pytest.raises(InvalidInput) as caught:
+        await workspaces.inspect(spec(repo, task_id=TASK))
+
+    assert caught.value.errors[0].field == "task_id"
+    assert git(repo, "rev-parse", branch).strip() == precious
+
+
+async def test_a_branch_at_the_base_or_delivered_before_is_moved_on(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    branch = branch_name(TASK)
+    git(repo, "branch", branch)
+    await workspaces.inspect(spec(repo, task_id=TASK))
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "new").write_text("x")
+    first = await taken(workspaces, base)
+    assert await workspaces.deliver(TASK, first.commit) == branch
+    (workspaces.tree(TASK) / "new").write_text("y")
+    second = await workspaces.snapshot(TASK, message="2", parent=first.commit)
+
+    assert await workspaces.deliver(TASK, second.commit) == branch
+    assert git(repo, "rev-parse", branch).strip() == second.commit

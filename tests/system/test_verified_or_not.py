@@ -1,6 +1,8 @@
 """An agent that cheats, idles or is wrong is never verified; an honest one is."""
 
 import asyncio
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.system.workbench import (
     until_ended,
 )
 
-from nestor.model.task import Reason, TaskStatus
+from nestor.model.task import Reason, TaskStatus, WorkspaceSpec
 
 FIX = f"printf '%s' '{FIXED}' > calc.py"
 NOTHING_TO_FIX = {"calc.py": FIXED, "test_calc.py": TESTS}
@@ -103,6 +105,219 @@ async def test_tested_code_cannot_rewrite_a_test_that_is_not_read_yet(
 
     assert done.status is TaskStatus.EXHAUSTED
     assert "cannot be written" in last.verdicts[0].output_tail
+
+
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+PYTEST_FILES = {
+    "calc.py": BUGGY,
+    "test_calc.py": "from calc import add\n\n\ndef test_two():\n    assert add(2, 2) == 4\n",
+}
+MORE_CHEATS: dict[str, tuple[str, dict[str, str], str | list[str]]] = {
+    "skips in the tested code and pads": (
+        (
+            "printf 'import unittest\ndef add(a, b):\n    raise unittest.SkipTest()\n' > calc.py;"
+            "printf 'import unittest\nclass T(unittest.TestCase):\n"
+            "    def test_a(self): pass\n    def test_b(self): pass\n' > test_new.py"
+        ),
+        {"calc.py": BUGGY, "test_calc.py": TESTS},
+        ["python3", "-m", "unittest", "discover", "-v"],
+    ),
+    "skips in the tested code, unnamed": (
+        (
+            "printf 'import unittest\ndef add(a, b):\n    raise unittest.SkipTest()\n' > calc.py;"
+            "printf 'import unittest\nclass T(unittest.TestCase):\n"
+            "    def test_a(self): pass\n    def test_b(self): pass\n' > test_new.py"
+        ),
+        {"calc.py": BUGGY, "test_calc.py": TESTS},
+        ["python3", "-m", "unittest", "discover"],
+    ),
+    "pytest: skips in the tested code and pads": (
+        (
+            "printf 'import pytest\ndef add(a, b):\n    pytest.skip()\n' > calc.py;"
+            "printf 'def test_new(): pass\n' > test_new.py"
+        ),
+        PYTEST_FILES,
+        PYTEST,
+    ),
+    "pytest: plants a conftest": (
+        (
+            "printf 'def pytest_collection_modifyitems(items):\n    items.clear()\n"
+            "def pytest_sessionfinish(session):\n    session.exitstatus = 0\n' > conftest.py"
+        ),
+        PYTEST_FILES,
+        PYTEST,
+    ),
+    "pytest: plants a configuration": (
+        (
+            "printf '[pytest]\naddopts = --ignore=test_calc.py\n' > pytest.ini; "
+            "printf '[tool.pytest.ini_options]\ntestpaths = [\"x\"]\n' > pyproject.toml; "
+            "mkdir x; printf 'def test_x(): pass\n' > x/test_x.py"
+        ),
+        PYTEST_FILES,
+        PYTEST,
+    ),
+    "pytest: ends the runner": (
+        "printf 'import os\ndef add(a, b):\n    os._exit(0)\n' > calc.py",
+        PYTEST_FILES,
+        PYTEST,
+    ),
+    "rewrites the Makefile that is the check": (
+        "printf 'test:\n\ttrue\n' > Makefile",
+        {
+            "calc.py": BUGGY,
+            "test_calc.py": TESTS,
+            "Makefile": "test:\n\tpython3 -m unittest test_calc\n",
+        },
+        "make test",
+    ),
+    "rewrites a script of the check": (
+        "printf 'exit 0' > ci/check.sh",
+        {
+            "calc.py": BUGGY,
+            "test_calc.py": TESTS,
+            "ci/check.sh": "cd .. && python3 -m unittest test_calc\n",
+        },
+        "cd ci && sh ./check.sh",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE_CHEATS)
+async def test_a_cunning_cheat_is_never_verified(tmp_path: Path, name: str) -> None:
+    cheat, files, check = MORE_CHEATS[name]
+    repo = repository(tmp_path / "repo", files)
+    mounts = [sys.prefix] if check is PYTEST else []
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, cheat, test_command=check, mounts=mounts))
+        iterations = await nestor.ralph.iterations(done.task_id)
+
+    assert (done.status, done.success) == (TaskStatus.EXHAUSTED, False), iterations
+    assert iterations[0].blocked_reason
+
+
+async def test_with_pytest_an_honest_fix_is_verified(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo", PYTEST_FILES)
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(
+            nestor, task(repo, FIX, test_command=PYTEST, mounts=[sys.prefix])
+        )
+
+    assert done.status is TaskStatus.VERIFIED
+
+
+@pytest.mark.parametrize("name", ["replaces the runner", "plants a sitecustomize"])
+async def test_a_cheat_below_the_top_is_never_verified(
+    tmp_path: Path, name: str
+) -> None:
+    files = {"sub/calc.py": BUGGY, "sub/test_calc.py": TESTS}
+    repo = repository(tmp_path / "repo", files)
+    place = WorkspaceSpec(repo=str(repo), path="sub")
+
+    async with stack(tmp_path / "home") as nestor:
+        cheated = await ended(nestor, task(repo, CHEATS[name], workspace=place))
+        honest = await ended(nestor, task(repo, FIX, workspace=place))
+
+    assert cheated.status is TaskStatus.EXHAUSTED
+    assert honest.status is TaskStatus.VERIFIED
+
+
+async def test_what_is_delivered_is_what_was_verified(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    both = f"{FIX}; rm test_calc.py; echo 'import os; os._exit(0)' > conftest.py"
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, both, task_id="both"))
+        (iteration,) = await nestor.ralph.iterations("both")
+        diff = await nestor.ralph.diff("both")
+
+    assert done.status is TaskStatus.VERIFIED
+    assert git(repo, "show", "nestor/both:test_calc.py") == TESTS
+    assert git(repo, "diff", "--name-only", "main", "nestor/both") == "calc.py\n"
+    assert "conftest" not in diff
+    assert iteration.protected_restored == ["conftest.py", "test_calc.py"]
+
+
+async def test_tests_that_the_agent_alone_wrote_prove_nothing(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo", {"calc.py": BUGGY})
+    write = f"cat > test_calc.py <<'EOF'\n{TESTS}EOF\n{FIX}"
+    discover = ["python3", "-m", "unittest", "discover", "-v"]
+
+    async with stack(tmp_path / "home") as nestor:
+        found = await ended(nestor, task(repo, write, test_command=discover))
+        named = await ended(nestor, task(repo, write))
+        script = await ended(
+            nestor, task(repo, "echo > check.py", test_command="python3 check.py")
+        )
+
+    assert (found.status, found.reason) == (
+        TaskStatus.UNVERIFIED,
+        Reason.CHECKS_NOT_DISCRIMINATING,
+    )
+    assert (named.status, named.reason) == (TaskStatus.FAILED, Reason.WORKSPACE_ERROR)
+    assert (script.status, script.reason) == (TaskStatus.FAILED, Reason.WORKSPACE_ERROR)
+
+
+async def test_a_test_that_cannot_be_read_on_the_base_may_prove_it(
+    tmp_path: Path,
+) -> None:
+    repo = repository(tmp_path / "repo", {"readme": "", "test_calc.py": TESTS})
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, FIX))
+
+    assert done.status is TaskStatus.VERIFIED
+
+
+async def test_an_environment_belongs_to_what_its_commands_read(
+    tmp_path: Path,
+) -> None:
+    states = {}
+    async with stack(tmp_path / "home") as nestor:
+        for name, body in (("good", "exit 0"), ("bad", "exit 1")):
+            script = f"mkdir -p $NESTOR_SETUP/bin; printf '#!/bin/sh\n{body}' > "
+            script += "$NESTOR_SETUP/bin/mine; chmod +x $NESTOR_SETUP/bin/mine\n"
+            repo = repository(tmp_path / name, {"setup.sh": script})
+            done = await ended(
+                nestor,
+                task(
+                    repo,
+                    "echo x > x",
+                    setup=["sh ./setup.sh"],
+                    test_command="mine && test -e x",
+                ),
+            )
+            states[name] = done.status
+    assert states == {"good": TaskStatus.VERIFIED, "bad": TaskStatus.EXHAUSTED}
+
+
+async def test_links_among_the_tests_disturb_nobody(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    (repo / "tests").mkdir()
+    (repo / "tests" / "broken").symlink_to("nowhere")
+    (repo / "tests" / "host").symlink_to("/etc/passwd")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-qm", "links")
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, FIX))
+        moved = await ended(nestor, task(repo, "ln -sf /etc/group tests/host"))
+
+    assert done.status is TaskStatus.VERIFIED
+    assert moved.status is TaskStatus.EXHAUSTED
+
+
+async def test_a_huge_report_is_no_report(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo", {"x": ""})
+    huge = "truncate -s 3G /report/report.xml; test -s y"
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, "echo y > y", test_command=huge))
+
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
+    assert done.status is TaskStatus.VERIFIED
+    assert peak < 1024 * 1024
 
 
 async def test_idling_where_the_checks_pass_is_unverified(tmp_path: Path) -> None:

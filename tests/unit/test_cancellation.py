@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from nestor.errors import Unavailable
+from nestor.errors import SandboxError, Unavailable
 from nestor.ralph.parts import Parts, until_cancelled
 
 
@@ -73,3 +73,26 @@ async def test_an_error_of_the_work_comes_through() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         await run(Store(False), work())
+
+
+async def test_an_error_while_cancelling_is_told() -> None:
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise SandboxError("processes are still alive") from None
+        return "never"
+
+    with pytest.raises(SandboxError):
+        await run(Store(True), work())
+
+
+async def test_an_end_of_its_own_while_cancelling_is_told() -> None:
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "the sandbox broke"
+        return "never"
+
+    assert await run(Store(True), work()) == "the sandbox broke"

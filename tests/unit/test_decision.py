@@ -58,7 +58,6 @@ def facts(
     max_iterations: int = 10,
     budget: Budget = NO_LIMIT,
     spent: Spent = NOTHING,
-    cancelled: bool = False,
 ) -> Facts:
     return Facts(
         base_tree=BASE,
@@ -69,7 +68,6 @@ def facts(
         max_iterations=max_iterations,
         budget=budget,
         spent=spent,
-        cancelled=cancelled,
     )
 
 
@@ -196,10 +194,6 @@ def test_the_same_failure_again_and_again_stalls() -> None:
     ]
     assert decide(facts(*same[:-1])).status is None
     assert decide(facts(*same)).reason is Reason.STALLED
-
-
-def test_cancelled_wins() -> None:
-    assert decide(facts(turn(), cancelled=True)).status is TaskStatus.CANCELLED
 
 
 TURNS = st.builds(

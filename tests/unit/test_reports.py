@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from nestor.ralph.reports import count_tests, runner_of
+from nestor.ralph.reports import TestReport, missing, read_report, runner_of
 
 GOOD = "def test_a():\n    assert True\n\ndef test_b():\n    assert True\n"
 EXITS = (
     "import os\n\ndef test_a():\n    assert True\n\ndef test_b():\n    os._exit(0)\n"
 )
 SKIPS = "import pytest\n\ndef test_a():\n    assert True\n\ndef test_b():\n    pytest.skip()\n"
+
+
+def ran(runner: str, junit: bytes | None, output: str) -> int | None:
+    report = read_report(runner, junit, output)
+    return None if report is None else report.ran
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_pytest_writes_its_report_as_its_last_act(
 
     assert end.returncode == 0
     junit = report.read_bytes() if report.exists() else None
-    assert count_tests("pytest", junit, end.stdout) == tests
+    assert ran("pytest", junit, end.stdout) == tests
 
 
 @pytest.mark.parametrize(("body", "tests"), [("pass", 1), ("os._exit(0)", None)])
@@ -65,7 +70,7 @@ def test_unittest_says_how_many_it_ran(
     end = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert end.returncode == 0
-    assert count_tests("unittest", None, end.stdout + end.stderr) == tests
+    assert ran("unittest", None, end.stdout + end.stderr) == tests
 
 
 @pytest.mark.parametrize(("body", "tests"), [("", 2), ("process.exit(0)", None)])
@@ -81,7 +86,7 @@ def test_node_says_how_many_it_ran(
     run = [node, "--test", "--test-reporter=tap", "it.test.mjs"]
     end = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    reported = count_tests("node", None, end.stdout)
+    reported = ran("node", None, end.stdout)
     assert reported == tests or end.returncode != 0 or (reported or 0) < 2
 
 
@@ -90,13 +95,74 @@ def test_cargo_needs_an_end_for_every_beginning() -> None:
         "running 2 tests\ntest a ... ok\ntest b ... ok\n\n"
         "test result: ok. 2 passed; 0 failed; 0 ignored\n"
     )
-    assert count_tests("cargo", None, whole) == 2
-    assert count_tests("cargo", None, "running 2 tests\ntest a ... ok\n") is None
+    assert ran("cargo", None, whole) == 2
+    assert ran("cargo", None, "running 2 tests\ntest a ... ok\n") is None
+
+
+def junit_of(folder: Path, source: str) -> TestReport:
+    folder.mkdir(exist_ok=True)
+    (folder / "test_it.py").write_text(source)
+    written = folder / "report.xml"
+    run = [sys.executable, "-m", "pytest", "-q", f"--junitxml={written}", "test_it.py"]
+    subprocess.run(run, cwd=folder, capture_output=True, check=False)
+    report = read_report("pytest", written.read_bytes(), "")
+    assert report is not None
+    return report
+
+
+def test_a_report_names_the_tests_that_ran(tmp_path: Path) -> None:
+    base = junit_of(tmp_path / "base", "def test_a(): assert 0\ndef test_b(): pass\n")
+    same = junit_of(tmp_path / "same", "def test_b(): pass\ndef test_a(): pass\n")
+    other = junit_of(tmp_path / "other", "def test_b(): pass\ndef test_c(): pass\n")
+    skips = junit_of(
+        tmp_path / "skips",
+        "import pytest\ndef test_a(): pytest.skip()\ndef test_b(): pass\n",
+    )
+
+    assert missing(base.needs, same) == 0
+    assert missing(base.needs, other) == 1
+    assert missing(base.needs, skips) == 1
+
+
+def test_a_module_that_could_not_be_read_must_run_later(tmp_path: Path) -> None:
+    base = junit_of(tmp_path / "base", "import nothing_of_this_name\n")
+    whole = junit_of(tmp_path / "whole", "def test_a(): pass\n")
+
+    assert (base.ran, len(base.needs)) == (0, 1)
+    assert missing(base.needs, whole) == 0
+    assert missing(base.needs, TestReport(ran=1, ids=[])) == 1
+
+
+def test_unittest_names_its_tests_when_it_is_verbose(tmp_path: Path) -> None:
+    def report(body: str) -> TestReport:
+        (tmp_path / "test_it.py").write_text(body)
+        run = [sys.executable, "-m", "unittest", "-v", "test_it"]
+        end = subprocess.run(
+            run, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        found = read_report("unittest", None, end.stdout + end.stderr)
+        assert found is not None
+        return found
+
+    head = "import unittest\nclass T(unittest.TestCase):\n"
+    base = report(f"{head}    def test_a(self):\n        assert 0\n")
+    good = report(f'{head}    def test_a(self):\n        """Says it."""\n')
+    skips = report(f"{head}    def test_a(self):\n        self.skipTest('x')\n")
+    broken = report("import nothing_of_this_name\n")
+
+    assert (base.ran, good.ran, skips.ran, skips.skipped) == (1, 1, 0, 1)
+    assert missing(base.needs, good) == 0
+    assert missing(base.needs, skips) == 1
+    assert missing(broken.needs, good) == 0
+    assert broken.needs
 
 
 def test_a_hostile_report_is_no_report() -> None:
     bomb = (
         b'<!DOCTYPE x [<!ENTITY a "b">]><testsuites><testsuite tests="9"/></testsuites>'
     )
-    assert count_tests("pytest", bomb, "") is None
-    assert count_tests("pytest", b"<testsuites><testsuite tests='x'/>", "") is None
+    assert ran("pytest", bomb, "") is None
+    assert ran("pytest", b"<testsuites><testsuite tests='x'/>", "") is None
+    assert ran("pytest", bomb.decode().encode("utf-16"), "") is None
+    cut = b'<testsuites><testsuite tests="9" skipped="0"/></testsuites>'
+    assert ran("pytest", cut, "") is None

@@ -155,16 +155,26 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def all_checks(self) -> list[Check]:
-        """``checks`` plus ``test_command`` as a check, each with a name."""
-        checks = list(self.checks)
+        """``checks`` plus ``test_command``, each with a name; given ones are kept, ours are free."""
+        taken = {check.name for check in self.checks if check.name}
+        found = []
+        for number, check in enumerate(self.checks, 1):
+            name = check.name or _free(f"check-{number}", taken)
+            taken.add(name)
+            found.append(msgspec.structs.replace(check, name=name))
         if self.test_command is not None:
-            checks.append(Check(name="tests", run=self.test_command))
-        return [
-            check
-            if check.name
-            else msgspec.structs.replace(check, name=f"check-{number}")
-            for number, check in enumerate(checks, 1)
-        ]
+            name = _free("tests", taken)
+            found.append(Check(name=name, run=self.test_command))
+        return found
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return ``name``, or the first of ``name-2``, ``name-3``, … that nobody has."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}-{number}"
+    return found
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +215,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     output_tail: str = ""
     flaky: bool | None = None
     """None: not looked into."""
+    telling: bool = True
+    """False, on the base: no test was there, so a pass later would prove nothing."""
     note: str = ""
     """Why a check with the right exit code still did not pass."""
 
@@ -232,8 +244,9 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     claimed_done: bool = False
     diff_stat: DiffStat | None = None
     tree: str | None = None
-    """Git tree id of the snapshot."""
+    """Git tree id of what was judged: the snapshot, protected paths as on the base."""
     commit: str | None = None
+    """The commit of that tree: what ``diff`` shows and the branch gets."""
     verdicts: list[Verdict] = []
     usage: Usage = Usage()
     cost_usd: Decimal | None = None

@@ -59,20 +59,19 @@ class Workspaces(Protocol):
         """
         ...
 
-    async def checkout(
-        self,
-        task_id: str,
-        commit: str,
-        into: Path,
-        *,
-        restore: Callable[[str], bool],
-        base: str,
-    ) -> list[str]:
-        """Write a fresh copy of ``commit`` to ``into``, protected paths as on ``base``.
+    async def restore(
+        self, task_id: str, commit: str, *, protected: Callable[[str], bool], base: str
+    ) -> tuple[Snapshot, list[str]]:
+        """Put protected paths back as on ``base``, as a child of ``commit``.
 
-        ``restore`` says of a path (of either tree) whether it is protected; one that only
-        ``commit`` has is removed. Returns the paths that were put back.
+        ``protected`` is asked about the paths of both trees; one that only ``commit`` has
+        is removed. Returns what came of it, and the paths that were put back; without
+        any, the commit is the given one.
         """
+        ...
+
+    async def checkout(self, task_id: str, commit: str, into: Path) -> None:
+        """Write a fresh copy of ``commit`` to ``into``; what that held is removed."""
         ...
 
     async def files(self, task_id: str, commit: str) -> list[str]:

@@ -8,6 +8,7 @@ from nestor.errors import SandboxError, WorkspaceError
 from nestor.model.task import Reason, Task
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.parts import CANCELLED, Parts, failed, say, until_cancelled
+from nestor.ralph.protection import protected
 from nestor.ralph.records import Checked
 from nestor.ralph.turns import Turns
 from nestor.ralph.verification import Subject
@@ -26,35 +27,46 @@ async def _verify(
     p: Parts, task: Task, n: int, snapshot: Snapshot, turns: Turns
 ) -> Checked:
     begun = time.monotonic()
-    before = turns.checked_before(snapshot.tree)
-    if before is not None:
-        same, verdicts = before
-        verdicts = [msgspec.structs.replace(v, phase="after") for v in verdicts]
-        restored = turns.restored
-    else:
-        subject = Subject(
-            task_id=task.task_id,
-            spec=task.spec,
-            commit=snapshot.commit,
-            base=turns.prepared.base,
-            phase="after",
-            label=f"after-{n}",
-            setup=turns.prepared.setup,
-        )
-        try:
-            found = await p.verifier.run(
-                subject, base_verdicts=turns.prepared.base_verdicts
-            )
-        except WorkspaceError as error:
-            return Checked(end=failed(Reason.WORKSPACE_ERROR, str(error)))
-        except SandboxError as error:
-            return Checked(end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
-        same, verdicts, restored = None, found.verdicts, found.restored
-    return Checked(
-        verdicts=verdicts,
-        restored=restored,
-        same_tree_as=same,
+    try:
+        checked = await _judge(p, task, n, snapshot, turns)
+    except WorkspaceError as error:
+        return Checked(end=failed(Reason.WORKSPACE_ERROR, str(error)))
+    except SandboxError as error:
+        return Checked(end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
+    return msgspec.structs.replace(
+        checked,
         duration_s=time.monotonic() - begun,
         total=await p.router.meter(task.task_id),
         iteration=await p.router.meter(task.task_id, iteration=n),
     )
+
+
+async def _judge(
+    p: Parts, task: Task, n: int, snapshot: Snapshot, turns: Turns
+) -> Checked:
+    if not task.spec.all_checks:
+        return Checked(judged=snapshot)
+    base = turns.prepared.base
+    is_protected = protected(task.spec, await p.workspaces.files(task.task_id, base))
+    judged, restored = await p.workspaces.restore(
+        task.task_id, snapshot.commit, protected=is_protected, base=base
+    )
+    if (before := turns.checked_before(judged.tree)) is not None:
+        same, verdicts = before
+        verdicts = [msgspec.structs.replace(v, phase="after") for v in verdicts]
+        return Checked(
+            judged=judged, verdicts=verdicts, restored=restored, same_tree_as=same
+        )
+    found = await p.verifier.run(
+        Subject(
+            task_id=task.task_id,
+            spec=task.spec,
+            commit=judged.commit,
+            is_protected=is_protected,
+            phase="after",
+            label=f"after-{n}",
+            setup=turns.prepared.setup,
+        ),
+        before=turns.prepared.base_reports,
+    )
+    return Checked(judged=judged, verdicts=found.verdicts, restored=restored)

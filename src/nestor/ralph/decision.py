@@ -24,6 +24,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     claimed_done: bool
     tree: str
+    """What was judged: the snapshot with its protected paths as on the base."""
     verdicts: list[Verdict]
     """After; empty when verification did not run or there are no checks."""
     error_signature: str = ""
@@ -43,7 +44,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     max_iterations: int
     budget: Budget
     spent: Spent
-    cancelled: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 def discriminating(base: Sequence[Verdict], after: Sequence[Verdict]) -> list[str]:
     """Return the checks that failed on the base and pass now."""
-    failed = {verdict.check for verdict in base if not verdict.passed}
+    failed = {v.check for v in base if not v.passed and v.telling}
     return [v.check for v in after if v.passed and v.check in failed]
 
 
@@ -66,8 +66,6 @@ def decide(facts: Facts) -> Decision:
     ``verified`` needs a changed tree, every check passing on it, and at least one of them
     failing on the base, or ``guard_only``. Nothing else is a success.
     """
-    if facts.cancelled:
-        return Decision(status=TaskStatus.CANCELLED, reason=Reason.CANCELLED)
     turn = facts.turns[-1]
     verdict = _verdict(facts, turn)
     if verdict.status is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import platform
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 from nestor.errors import WorkspaceError
@@ -44,7 +44,7 @@ class Environments:
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def ready(
-        self, task_id: str, spec: TaskSpec, base: str, *, say: Callable[[str], None]
+        self, task_id: str, spec: TaskSpec, *, base: str, tree_id: str
     ) -> str | None:
         """Return the host folder of the environment, made now or before; None: no setup.
 
@@ -53,16 +53,14 @@ class Environments:
         if not spec.setup:
             return None
         tree = self._workspaces.folder(task_id) / "checkout-setup"
-        await self._workspaces.checkout(
-            task_id, base, tree, restore=lambda _: False, base=base
-        )
+        await self._workspaces.checkout(task_id, base, tree)
         try:
-            digest = await asyncio.to_thread(_digest, spec, tree)
+            digest = await asyncio.to_thread(_digest, spec, tree, tree_id)
             async with self._turns.setdefault(digest, asyncio.Lock()):
                 place = self._home / "setup" / digest
                 mark = place / "complete"
                 if not mark.exists():
-                    await self._make(task_id, spec, tree, place, say)
+                    await self._make(task_id, spec, tree, place)
                     mark.write_text("made\n")
         finally:
             await self._workspaces.remove(tree)
@@ -74,13 +72,11 @@ class Environments:
         spec: TaskSpec,
         tree: Path,
         place: Path,
-        say: Callable[[str], None],
     ) -> None:
         await self._sandbox.kill(place / "run")
         await self._workspaces.remove(place)
         (place / "tree").mkdir(parents=True, mode=0o700)
         for number, command in enumerate(spec.setup, 1):
-            say(f"setup {number} of {len(spec.setup)}: {command}")
             result = await self._sandbox.run(
                 SandboxRun(
                     name=f"{task_id}/setup-{number}",
@@ -104,15 +100,25 @@ class Environments:
                 raise WorkspaceError(message)
 
 
-def _digest(spec: TaskSpec, tree: Path) -> str:
-    seen = hashlib.sha256(
-        f"1:{platform.platform()}:{platform.python_version()}".encode()
-    )
+def _digest(spec: TaskSpec, tree: Path, tree_id: str) -> str:
+    """Digest what the commands can be seen to read.
+
+    That is the lock files and the files that the commands name; where there is neither,
+    the whole tree, because a command may read anything.
+    """
+    made = f"2:{platform.platform()}:{platform.python_version()}"
+    seen = hashlib.sha256(made.encode())
+    read: set[Path] = {path for name in _LOCK_FILES for path in tree.rglob(name)}
     for command in spec.setup:
         seen.update(b"\x1e" + command.encode("utf-8", "replace"))
-    for pattern in _LOCK_FILES:
-        for path in sorted(tree.rglob(pattern)):
-            if path.is_file() and not path.is_symlink():
-                seen.update(b"\x1f" + str(path.relative_to(tree)).encode())
-                seen.update(path.read_bytes())
+        words = re.split(r"[\s;&|()<>\"'=]+", command)
+        read |= {tree / word.removeprefix("/workspace/") for word in words if word}
+    inside = {path.resolve() for path in read if path.is_file()}
+    top = tree.resolve()
+    files = sorted(path for path in inside if path.is_relative_to(top))
+    for path in files:
+        seen.update(b"\x1f" + str(path.relative_to(top)).encode("utf-8", "replace"))
+        seen.update(path.read_bytes())
+    if not files:
+        seen.update(tree_id.encode())
     return seen.hexdigest()[:32]

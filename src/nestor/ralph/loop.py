@@ -56,7 +56,7 @@ class TaskLoop:
             again = await steps.run(
                 f"prepare-{n}",
                 Prepared,
-                lambda: preparing.prepare_again(p, task, n, turns),
+                lambda: preparing.prepare_again(p, task, n),
             )
             if again.end is not None:
                 return again.end
@@ -94,8 +94,8 @@ class TaskLoop:
         )
         turns.add(
             turn_of(turns, agent, snapshot, checked),
-            commit=snapshot.commit,
-            restored=checked.restored,
+            snapshot=snapshot,
+            checked=checked,
             spent=spent,
         )
         decision = decide(facts_of(task, turns))

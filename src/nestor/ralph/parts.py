@@ -71,7 +71,8 @@ async def until_cancelled(p: Parts, task: Task, work: Awaitable[T]) -> T | None:
         watch.result()  # a watch that broke is no request to cancel
         running.cancel()
         await asyncio.wait({running})
-        return None
+        # Only who was cancelled is gone; an error, or an end of its own, is told.
+        return None if running.cancelled() else running.result()
     finally:
         for part in (running, watch):
             part.cancel()

@@ -18,8 +18,8 @@ from nestor.ralph.parts import (
     say,
     until_cancelled,
 )
+from nestor.ralph.protection import protected
 from nestor.ralph.records import End, Prepared
-from nestor.ralph.turns import Turns
 from nestor.ralph.verification import Subject
 from nestor.telemetry import metrics
 from nestor.telemetry.trace import trace
@@ -64,13 +64,14 @@ async def _prepare(p: Parts, task: Task, now: datetime) -> Prepared:
     try:
         clone = await p.workspaces.prepare(task.task_id, task.spec)
         setup = await p.environments.ready(
-            task.task_id, task.spec, clone.base, say=lambda _: None
+            task.task_id, task.spec, base=clone.base, tree_id=clone.tree
         )
+        base_files = await p.workspaces.files(task.task_id, clone.base)
         subject = Subject(
             task_id=task.task_id,
             spec=task.spec,
             commit=clone.base,
-            base=clone.base,
+            is_protected=protected(task.spec, base_files),
             phase="base",
             label="base",
             setup=setup,
@@ -93,17 +94,18 @@ async def _prepare(p: Parts, task: Task, now: datetime) -> Prepared:
         repo=clone.repo,
         setup=setup,
         base_verdicts=base.verdicts,
+        base_reports=base.reports,
         duration_s=time.monotonic() - begun,
     )
 
 
-async def prepare_again(p: Parts, task: Task, n: int, turns: Turns) -> Prepared:
+async def prepare_again(p: Parts, task: Task, n: int) -> Prepared:
     """Look, before a further iteration, whether somebody cancelled meanwhile."""
     now = p.clock()
     await say(p, task, n, "prepare")
     current = await p.store.get(task.task_id)
     end = CANCELLED if current.cancel_requested else None
-    return Prepared(at=now, end=end, base=turns.commit)
+    return Prepared(at=now, end=end)
 
 
 def _started(task: Task) -> dict[str, Any]:

@@ -86,9 +86,9 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
     """Hand the work over, then say how the task ended: once."""
     await p.keys.revoke_scope(f"task:{task.task_id}")
     branch, detail = None, end.detail
-    if turns.commit and turns.commit != turns.prepared.base:
+    if turns.judged and turns.judged != turns.prepared.base:
         try:
-            branch = await p.workspaces.deliver(task.task_id, turns.commit)
+            branch = await p.workspaces.deliver(task.task_id, turns.judged)
         except WorkspaceError as error:
             detail = f"{detail} The branch was not delivered: {error}".strip()
     iterations = await p.store.iterations(task.task_id)
@@ -125,6 +125,7 @@ def _iteration(
     turn: TurnRecord, *, outcome: Outcome, begun: datetime, at: datetime
 ) -> Iteration:
     meter, agent = turn.checked.iteration, turn.agent
+    judged = turn.checked.judged or turn.snapshot
     return Iteration(
         n=turn.n,
         started_at=begun,
@@ -139,9 +140,9 @@ def _iteration(
         outcome=outcome,
         exit_code=agent.exit_code,
         claimed_done=agent.claims_done,
-        diff_stat=turn.snapshot.diff_stat,
-        tree=turn.snapshot.tree,
-        commit=turn.snapshot.commit,
+        diff_stat=judged.diff_stat,
+        tree=judged.tree,
+        commit=judged.commit,
         verdicts=turn.checked.verdicts,
         usage=meter.usage,
         cost_usd=meter.cost_usd if meter.calls else Decimal(0),

@@ -8,6 +8,7 @@ from nestor.model.knowledge import ContextItem
 from nestor.model.task import Reason, Spent, TaskStatus, Verdict
 from nestor.ports.router import Meter
 from nestor.ports.workspace import Snapshot
+from nestor.ralph.reports import TestReport
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +29,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     repo: str | None = None
     setup: str | None = None
     base_verdicts: list[Verdict] = []
+    base_reports: dict[str, TestReport] = {}
     duration_s: float = 0.0
 
 
@@ -72,6 +74,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Verdicts on the snapshot and the meter after them."""
 
     end: End | None = None
+    judged: Snapshot | None = None
+    """The snapshot with its protected paths as on the base: what the verdicts are on."""
     verdicts: list[Verdict] = []
     restored: list[str] = []
     same_tree_as: str | None = None

@@ -14,16 +14,15 @@ class Turns:
         self.prepared = prepared
         self.turns: list[Turn] = []
         self.commit = prepared.base
-        """The newest snapshot, or the base."""
+        """The newest snapshot of the agent's tree, or the base."""
+        self.agent_tree = prepared.base_tree
+        """The tree of ``commit``."""
+        self.judged = prepared.base
+        """The newest commit that verdicts are on: protected paths as on the base."""
         self.restored: list[str] = []
         self.spent = Spent(seconds=prepared.duration_s)
         self.begun = prepared.at
         """When the current iteration began."""
-
-    @property
-    def tree(self) -> str:
-        """The newest tree, or the base's."""
-        return self.turns[-1].tree if self.turns else self.prepared.base_tree
 
     @property
     def failing(self) -> list[Verdict]:
@@ -32,12 +31,14 @@ class Turns:
         return [verdict for verdict in last if not verdict.passed]
 
     def add(
-        self, turn: Turn, *, commit: str, restored: list[str], spent: Spent
+        self, turn: Turn, *, snapshot: Snapshot, checked: Checked, spent: Spent
     ) -> None:
         """Note the turn that was just recorded."""
         self.turns.append(turn)
-        self.commit = commit
-        self.restored = restored
+        self.commit = snapshot.commit
+        self.agent_tree = snapshot.tree
+        self.judged = (checked.judged or snapshot).commit
+        self.restored = checked.restored
         self.spent = spent
 
     def checked_before(self, tree: str) -> tuple[str, list[Verdict]] | None:
@@ -53,7 +54,8 @@ class Turns:
         """Class of what the agent did."""
         if agent.failure is not None:
             return Outcome(agent.failure)
-        return Outcome.UNCHANGED if snapshot.tree == self.tree else Outcome.CHANGED
+        same = snapshot.tree == self.agent_tree
+        return Outcome.UNCHANGED if same else Outcome.CHANGED
 
 
 def facts_of(task: Task, turns: Turns) -> Facts:
@@ -77,7 +79,7 @@ def turn_of(
     return Turn(
         outcome=turns.outcome(agent, snapshot),
         claimed_done=agent.claims_done,
-        tree=snapshot.tree,
+        tree=(checked.judged or snapshot).tree,
         verdicts=checked.verdicts,
         error_signature=agent.signature,
         failure_signature=failure_signature(checked.verdicts),

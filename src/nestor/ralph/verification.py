@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -13,8 +15,14 @@ from nestor.errors import WorkspaceError
 from nestor.model.task import Check, Network, TaskSpec, Verdict
 from nestor.ports.sandbox import Mount, Sandbox, SandboxResult, SandboxRun
 from nestor.ports.workspace import Workspaces
-from nestor.ralph.protection import protected
-from nestor.ralph.reports import JUNIT_NAME, count_tests, runner_of
+from nestor.ralph.reports import (
+    JUNIT_NAME,
+    MAX_REPORT_BYTES,
+    TestReport,
+    missing,
+    read_report,
+    runner_of,
+)
 from nestor.telemetry.redact import redact
 
 WORKSPACE = "/workspace"
@@ -22,16 +30,25 @@ SETUP = "/setup"
 _REPORT = "/report"
 _TAIL_CHARS = 8_000
 _MAX_READ_ONLY = 400
+_LINK = "link:"
 _NOT_FOUND = (126, 127)
-_NO_RUNNER = re.compile(r"No module named '?(pytest|unittest)'?\s*$", re.MULTILINE)
+_CANNOT_START = re.compile(
+    r"No module named '?(?:pytest|unittest)'?\s*$"
+    r"|can't open file '[^']*': \[Errno 2\]"
+    r"|^ERROR: file or directory not found: "
+    r"|Cannot find module '/workspace/"
+    r"|Failed to import test module: (\w+)\n(?:.*\n)*?.*No module named '\1'",
+    re.MULTILINE,
+)
+_HASH_BLOCK = 1024 * 1024
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What the checks said about one commit."""
 
     verdicts: list[Verdict]
-    restored: list[str] = []
-    """Protected paths that differed from the base and were put back before the run."""
+    reports: dict[str, TestReport] = {}
+    """By check, where its runner wrote a complete one."""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +57,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     spec: TaskSpec
     commit: str
-    base: str
+    """Its protected paths are as on the base."""
+    is_protected: Callable[[str], bool]
     phase: str
     """``base`` or ``after``."""
     label: str
@@ -57,62 +75,59 @@ class Verifier:
         self._sandbox = sandbox
 
     async def run(
-        self, subject: Subject, *, base_verdicts: Sequence[Verdict] = ()
+        self, subject: Subject, *, before: Mapping[str, TestReport] | None = None
     ) -> Verified:
-        """Run every check. Raises ``WorkspaceError`` when one cannot start on the base."""
-        base_files = await self._workspaces.files(subject.task_id, subject.base)
-        is_protected = protected(subject.spec, base_files)
-        before = {verdict.check: verdict for verdict in base_verdicts}
+        """Run every check; ``before``: what was reported on the base.
+
+        Raises ``WorkspaceError`` when a check cannot start on the base.
+        """
         verdicts: list[Verdict] = []
-        restored: list[str] = []
+        reports: dict[str, TestReport] = {}
         for number, check in enumerate(subject.spec.all_checks, 1):
-            verdict, restored = await self._check(
-                subject, check, f"{subject.label}-{number}", is_protected, before
+            verdict, report = await self._check(
+                subject, check, f"{subject.label}-{number}", before or {}
             )
             verdicts.append(verdict)
-        return Verified(verdicts=verdicts, restored=restored)
+            if report is not None:
+                reports[check.name] = report
+        return Verified(verdicts=verdicts, reports=reports)
 
     async def _check(
         self,
         subject: Subject,
         check: Check,
         label: str,
-        is_protected: Callable[[str], bool],
-        before: Mapping[str, Verdict],
-    ) -> tuple[Verdict, list[str]]:
+        before: Mapping[str, TestReport],
+    ) -> tuple[Verdict, TestReport | None]:
         folder = self._workspaces.folder(subject.task_id)
-        tree, report = folder / f"checkout-{label}", folder / f"report-{label}"
+        tree, written = folder / f"checkout-{label}", folder / f"report-{label}"
         run_dir = folder / "runs" / label
         await self._sandbox.kill(run_dir)
         try:
-            await self._workspaces.remove(report)
-            report.mkdir(parents=True, mode=0o700)
-            restored = await self._workspaces.checkout(
-                subject.task_id,
-                subject.commit,
-                tree,
-                restore=is_protected,
-                base=subject.base,
-            )
-            guarded = await asyncio.to_thread(_digests, tree, is_protected)
+            await self._workspaces.remove(written)
+            written.mkdir(parents=True, mode=0o700)
+            await self._workspaces.checkout(subject.task_id, subject.commit, tree)
+            guarded = await asyncio.to_thread(_digests, tree, subject.is_protected)
             result = await self._sandbox.run(
-                self._run(subject, check, run_dir, tree, report, list(guarded))
+                self._run(subject, check, run_dir, tree, written, guarded)
             )
             touched = await asyncio.to_thread(_touched, tree, guarded)
-            junit = await asyncio.to_thread(_report, report)
+            report = await asyncio.to_thread(_read, written, check, result)
         finally:
-            await self._workspaces.remove(tree, report)
+            await self._workspaces.remove(tree, written)
         if subject.phase == "base":
             _refuse_if_unstartable(check, result)
         verdict = judge(
             check,
             subject.phase,
             result,
-            junit=junit,
+            report=report,
             touched=touched,
             before=before.get(check.name),
+            # Who turned the default off lets the agent change the tests themselves.
+            by_name=subject.spec.protected is None,
         )
-        return verdict, restored
+        return verdict, report
 
     def _run(
         self,
@@ -120,18 +135,22 @@ class Verifier:
         check: Check,
         run_dir: Path,
         tree: Path,
-        report: Path,
-        guarded: Sequence[str],
+        written: Path,
+        guarded: Mapping[str, str],
     ) -> SandboxRun:
         spec = subject.spec
         mounts = [
             Mount(host=tree, inside=WORKSPACE, writable=True),
-            Mount(host=report, inside=_REPORT, writable=True),
+            Mount(host=written, inside=_REPORT, writable=True),
             *environment_mounts(spec, subject.setup),
             # The tested code runs before all tests are read; it must not rewrite them.
+            # (Links cannot be mounted over; ``_touched`` looks at them afterwards.)
             *(
                 Mount(host=tree / path, inside=f"{WORKSPACE}/{path}")
-                for path in guarded[:_MAX_READ_ONLY]
+                for path in islice(
+                    (p for p, digest in guarded.items() if digest[:5] != _LINK),
+                    _MAX_READ_ONLY,
+                )
             ),
         ]
         addopts = (
@@ -160,24 +179,24 @@ def judge(
     phase: str,
     result: SandboxResult,
     *,
-    junit: bytes | None,
+    report: TestReport | None,
     touched: Sequence[str],
-    before: Verdict | None,
+    before: TestReport | None,
+    by_name: bool,
 ) -> Verdict:
     """Turn the end of a check into a verdict; the exit code is needed, not enough."""
     runner = runner_of(check.run)
-    tests = count_tests(runner, junit, result.output)
     note = ""
     if result.timed_out:
         note = f"still running after {check.timeout_s:g} s"
-    elif result.exit_code != check.expect_exit:
-        note = (
-            "" if result.exit_code is not None else f"killed by signal {result.signal}"
-        )
-    elif touched:
-        note = f"protected files were changed while it ran: {', '.join(touched[:5])}"
-    else:
-        note = _incomplete(runner, tests, before)
+    elif result.exit_code is None:
+        note = f"killed by signal {result.signal}"
+    elif result.exit_code == check.expect_exit:
+        if touched:
+            named = ", ".join(touched[:5])
+            note = f"protected files were changed while it ran: {named}"
+        else:
+            note = _incomplete(runner, report, before, by_name=by_name)
     passed = result.exit_code == check.expect_exit and not note
     return Verdict(
         check=check.name,
@@ -185,8 +204,9 @@ def judge(
         passed=passed,
         exit_code=result.exit_code,
         duration_s=round(result.duration_s, 3),
-        tests=tests,
+        tests=None if report is None else report.ran,
         output_tail=redact(result.output[-_TAIL_CHARS:]),
+        telling=report is None or bool(report.ran or report.needs),
         note=note,
     )
 
@@ -214,20 +234,37 @@ def environment_mounts(spec: TaskSpec, setup: str | None) -> list[Mount]:
     return mounts
 
 
-def _incomplete(runner: str | None, tests: int | None, before: Verdict | None) -> str:
-    expected = before.tests if before is not None else None
-    if tests is None and (runner is not None or expected is not None):
+def _incomplete(
+    runner: str | None,
+    report: TestReport | None,
+    before: TestReport | None,
+    *,
+    by_name: bool,
+) -> str:
+    """Say why a report does not back the exit code; "" when it does."""
+    if report is None:
+        if runner is None and before is None:
+            return ""
         return f"{runner or 'the test runner'} ended without a complete report"
-    if tests is not None and tests < 1:
+    if report.ran < 1:
         return "no test was run"
-    if tests is not None and expected is not None and tests < expected:
-        return f"{tests} tests were run, {expected} on the base"
+    return "" if before is None else _fewer(report, before, by_name=by_name)
+
+
+def _fewer(report: TestReport, before: TestReport, *, by_name: bool) -> str:
+    if report.ran < before.ran:
+        return f"{report.ran} tests were run, {before.ran} on the base"
+    if report.ids is None or before.ids is None:
+        if report.skipped > before.skipped:
+            return f"{report.skipped} tests were skipped, {before.skipped} on the base"
+    elif by_name and (gone := missing(before.needs, report)):
+        return f"{gone} of the tests of the base did not run"
     return ""
 
 
 def _refuse_if_unstartable(check: Check, result: SandboxResult) -> None:
-    missing = result.exit_code in _NOT_FOUND or _NO_RUNNER.search(result.output)
-    if missing and result.exit_code != check.expect_exit:
+    absent = result.exit_code in _NOT_FOUND or _CANNOT_START.search(result.output)
+    if absent and result.exit_code != check.expect_exit:
         last = result.output.strip().splitlines()[-1:] or ["it printed nothing"]
         message = (
             f"check {check.name!r} cannot start on the base (exit {result.exit_code}): "
@@ -248,8 +285,8 @@ def _cwd(spec: TaskSpec) -> str:
 def _digests(tree: Path, is_protected: Callable[[str], bool]) -> dict[str, str]:
     files = sorted(
         os.path.relpath(Path(folder) / name, tree)
-        for folder, _, names in os.walk(tree)
-        for name in names
+        for folder, folders, names in os.walk(tree)
+        for name in (*names, *(n for n in folders if (Path(folder) / n).is_symlink()))
     )
     return {path: _digest(tree / path) for path in files if is_protected(path)}
 
@@ -260,15 +297,32 @@ def _touched(tree: Path, guarded: Mapping[str, str]) -> list[str]:
 
 def _digest(path: Path) -> str:
     if path.is_symlink():
-        return f"link:{path.readlink()}"
-    if not path.is_file():
-        return "gone"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"{_LINK}{path.readlink()}"
+    seen = hashlib.sha256()
+    # Whatever the checked code put there: never a link, never a pipe that waits.
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return "not a file"
+        while block := file.read(_HASH_BLOCK):
+            seen.update(block)
+    return seen.hexdigest()
 
 
-def _report(folder: Path) -> bytes | None:
-    path = folder / JUNIT_NAME
-    # Written by tested code: a link could point at anything on this machine.
-    if path.is_symlink() or not path.is_file():
-        return None
-    return path.read_bytes()
+def _read(written: Path, check: Check, result: SandboxResult) -> TestReport | None:
+    """Read the report of a check; tested code may have put anything in its place."""
+    junit: bytes | None = None
+    try:
+        handle = os.open(
+            written / JUNIT_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
+    except OSError:
+        handle = -1
+    if handle >= 0:
+        with os.fdopen(handle, "rb") as file:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                junit = file.read(MAX_REPORT_BYTES + 1)
+    return read_report(runner_of(check.run), junit, result.output)

@@ -68,6 +68,10 @@ def environment(*, allow_protocol: str = "none") -> dict[str, str]:
     }
 
 
+class GitMissing(WorkspaceError):  # noqa: N818 - names say what happened
+    """There is no git in PATH."""
+
+
 @dataclass(frozen=True, slots=True)
 class Repository:
     """Where git works. Paths are always told, so that git looks for nothing itself."""
@@ -98,7 +102,7 @@ class Repository:
         """
         program = shutil.which("git")
         if program is None:
-            raise WorkspaceError("git is not installed: install it and try again")
+            raise GitMissing("git is not installed: install it and try again")
         options = [
             part
             for key, value in {**CONFIG, **self.config}.items()

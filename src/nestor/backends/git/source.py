@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nestor.backends.git import trees
-from nestor.backends.git.command import Repository
+from nestor.backends.git.command import GitMissing, Repository
 from nestor.errors import InvalidInput, WorkspaceError
 from nestor.model.task import TaskSpec
 
@@ -79,6 +79,8 @@ async def open_source(text: str) -> Source:
         top = git_dir if bare == "true" else ""
         if bare == "false" and inside == "false":
             top = await _rev_parse(path, "--show-toplevel")
+    except GitMissing:
+        raise
     except (WorkspaceError, ValueError) as error:
         raise InvalidInput.at(_REPO, f"{path} is not a git repository") from error
     if not top:
@@ -275,9 +277,14 @@ async def deliver(
     except WorkspaceError as error:
         raise WorkspaceError(f"{path} no longer has the base commit {head}") from error
     ref = f"refs/heads/{branch}"
-    out = await source.git.run("for-each-ref", "--format=%(objectname)", ref)
-    if out.decode().strip() == commit:
+    stands_on = await _tip(source, ref)
+    if stands_on == commit:
         return
+    ours = not stands_on or await _knows(history, stands_on)
+    if not ours and not await _holds(source.git, head, stands_on):
+        raise WorkspaceError(
+            f"branch {branch} has commits of somebody else; rename it and try again"
+        )
     await _refuse_checked_out(source, ref, branch)
     pack = (history.git_dir or path).parent / "deliver.pack"
     try:
@@ -290,8 +297,44 @@ async def deliver(
     finally:
         pack.unlink(missing_ok=True)
     await source.git.run(
-        *("update-ref", "--create-reflog", "-m", "nestor: delivered", ref, commit)
+        *("update-ref", "--create-reflog", "-m", "nestor: delivered"),
+        # Moved from where it was seen, or not at all.
+        *(ref, commit, stands_on or "0" * len(commit)),
     )
+
+
+async def refuse_taken(source: Source, branch: str, base: str) -> None:
+    """Raise InvalidInput when moving this branch would leave commits on no branch."""
+    stands_on = await _tip(source, f"refs/heads/{branch}")
+    if stands_on and not await _holds(source.git, base, stands_on):
+        raise InvalidInput.at(
+            "task_id",
+            f"the repository has a branch {branch} with commits of its own;"
+            " use another task_id, or rename that branch",
+        )
+
+
+async def _tip(source: Source, ref: str) -> str:
+    out = await source.git.run("for-each-ref", "--format=%(objectname)", ref)
+    return out.decode().strip()
+
+
+async def _knows(history: Repository, commit: str) -> bool:
+    """Tell whether a commit is ours: our history has nothing but the base and our own."""
+    try:
+        await history.run("cat-file", "-e", f"{commit}^{{commit}}")
+    except WorkspaceError:
+        return False
+    return True
+
+
+async def _holds(git: Repository, commit: str, older: str) -> bool:
+    """Tell whether ``older`` is known here and an ancestor of ``commit``."""
+    try:
+        out = await git.run("rev-list", "--max-count=1", older, f"^{commit}", "--")
+    except WorkspaceError:  # not known here
+        return False
+    return not out.strip()
 
 
 async def _refuse_checked_out(source: Source, ref: str, branch: str) -> None:

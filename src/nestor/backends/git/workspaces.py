@@ -74,7 +74,9 @@ class GitWorkspaces:
                     "workspace.repo", "is inside Nestor's own data folder"
                 )
             with tempfile.TemporaryDirectory(prefix="nestor-") as scratch:
-                await source.check_request(spec, found, Path(scratch))
+                base = await source.check_request(spec, found, Path(scratch))
+            if spec.task_id:
+                await source.refuse_taken(found, branch_name(spec.task_id), base)
         except WorkspaceError as error:
             raise InvalidInput.at("workspace.repo", str(error)) from error
 
@@ -133,25 +135,38 @@ class GitWorkspaces:
             left_out=sorted(found.left_out)[:100],
         )
 
-    async def checkout(
-        self,
-        task_id: str,
-        commit: str,
-        into: Path,
-        *,
-        restore: Callable[[str], bool],
-        base: str,
-    ) -> list[str]:
-        """See Workspaces.checkout. What ``into`` held is removed."""
+    async def restore(
+        self, task_id: str, commit: str, *, protected: Callable[[str], bool], base: str
+    ) -> tuple[Snapshot, list[str]]:
+        """See Workspaces.restore."""
         self._prepared(task_id)
         git = self._history(task_id)
         tree = await trees.read(git, commit)
-        restored = _restore(tree, await trees.read(git, base), restore)
+        restored = _restore(tree, await trees.read(git, base), protected)
+        named = sorted(trees.text(path) for path in restored)
+        after = commit
+        if restored:
+            message = "Protected files as on the base\n\n" + "\n".join(named[:50])
+            stored = await trees.write(git, tree)
+            after = await trees.commit(git, stored, commit, message)
+        stat_, paths = await trees.changes(git, base, after)
+        snapshot = Snapshot(
+            commit=after,
+            tree=await git.line("rev-parse", "--verify", f"{after}^{{tree}}"),
+            diff_stat=stat_,
+            changed_paths=[trees.text(path) for path in paths],
+        )
+        return snapshot, named
+
+    async def checkout(self, task_id: str, commit: str, into: Path) -> None:
+        """See Workspaces.checkout."""
+        self._prepared(task_id)
+        git = self._history(task_id)
+        tree = await trees.read(git, commit)
         await asyncio.to_thread(_empty, into)
         with tempfile.TemporaryDirectory() as scratch:
             index = Path(scratch) / "index"
             await trees.unpack(replace(git, work_tree=into, index=index), tree)
-        return sorted(trees.text(path) for path in restored)
 
     async def files(self, task_id: str, commit: str) -> list[str]:
         r"""See Workspaces.files. Bytes that are not UTF-8 appear as ``\xNN``."""
