@@ -43,6 +43,7 @@ test-fast: setup ## Run the quick tests only.
 
 prove: setup ## Run the fault tests at full counts (takes long); results go to bench/results/.
 	$(BIN)/pytest --prove -m heavy
+	$(BIN)/python -m tools.plant_faults
 
 lint: setup ## Check style, types and import contracts.
 	$(BIN)/ruff format --check --quiet .

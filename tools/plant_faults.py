@@ -56,22 +56,81 @@ FAULTS = (
     ),
     Fault(
         "protected paths are not restored",
+        (("ralph/checking.py", "protected=is_protected", "protected=lambda _: False"),),
+        (CHEATS, "-k", "edits or deletes or skips or empties"),
+    ),
+    Fault(
+        "the agent's own tree is delivered",
+        (
+            (
+                "ralph/turns.py",
+                "(checked.judged or snapshot).commit",
+                "snapshot.commit",
+            ),
+        ),
+        (CHEATS, "-k", "delivered_is_what"),
+    ),
+    Fault(
+        "tests are counted, not named",
+        (("ralph/verification.py", "elif by_name and (gone", "elif False and (gone"),),
+        (CHEATS, "-k", "pads"),
+    ),
+    Fault(
+        "more tests may be skipped than on the base",
         (
             (
                 "ralph/verification.py",
-                "restore=is_protected",
-                "restore=lambda _: False",
+                "if report.skipped > before.skipped:",
+                "if False:",
             ),
         ),
-        (CHEATS, "-k", "edits or deletes or skips or empties"),
+        (CHEATS, "-k", "unnamed"),
+    ),
+    Fault(
+        "a check without tests on the base may prove something",
+        (("ralph/decision.py", "not v.passed and v.telling", "not v.passed"),),
+        (CHEATS, "-k", "alone_wrote"),
+    ),
+    Fault(
+        "an environment belongs to its commands alone",
+        (
+            (
+                "ralph/environment.py",
+                "    for path in files:\n",
+                "    for path in ():\n",
+            ),
+        ),
+        (CHEATS, "-k", "environment"),
+    ),
+    Fault(
+        "the Makefile of a check is the agent's",
+        (
+            (
+                "ralph/protection.py",
+                '("Makefile", "makefile"',
+                '("xMakefile", "makefile"',
+            ),
+        ),
+        (CHEATS, "-k", "Makefile"),
+    ),
+    Fault(
+        "a branch of somebody else is moved",
+        (
+            (
+                "backends/git/source.py",
+                "    if not ours and not",
+                "    if False and not",
+            ),
+        ),
+        ("tests/contracts/test_workspace.py", "-k", "somebody_else"),
     ),
     Fault(
         "a runner may end without its report",
         (
             (
                 "ralph/verification.py",
-                "if tests is None and (runner",
-                "if False and (runner",
+                "        if runner is None and before is None:",
+                "        if True:",
             ),
         ),
         (CHEATS, "-k", "ends"),
@@ -81,10 +140,10 @@ FAULTS = (
         (
             (
                 "ralph/verification.py",
-                "for path in guarded[:_MAX_READ_ONLY]",
-                "for path in ()",
+                "                    (p for p, digest in guarded.items() if digest[:5] != _LINK),",
+                "                    (),",
             ),
-            ("ralph/verification.py", "    elif touched:", "    elif False:"),
+            ("ralph/verification.py", "        if touched:", "        if False:"),
         ),
         (CHEATS, "-k", "rewrite"),
     ),
@@ -93,15 +152,15 @@ FAULTS = (
         (
             (
                 "ralph/protection.py",
-                "[*RUNNER_FILES, *tests, *named]",
-                "[*tests, *named]",
+                "[*RUNNER_FILES, *build_files, *tests, *named]",
+                "[*build_files, *tests, *named]",
             ),
         ),
         (CHEATS, "-k", "replaces or sitecustomize"),
     ),
     Fault(
         "a check that cannot start is only a failing one",
-        (("ralph/verification.py", "    if missing and", "    if False and"),),
+        (("ralph/verification.py", "    if absent and", "    if False and"),),
         (CHEATS, "-k", "cannot_start"),
     ),
     Fault(
