@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from http_reference import details
 
 from nestor import settings
 from nestor.cli.main import EXIT_CODES, app
@@ -28,6 +29,7 @@ Every layer listens on its own port of the loopback address. A key goes into
 `Authorization: Bearer KEY` or `X-API-Key: KEY`; `nestor key` prints the admin key.
 Errors are RFC 9457 problem documents: `type`, `title`, `status`, `detail`, `errors[]`
 with `field` and `message`, `trace_id`.
+The examples print the reply and end with an error when the call is refused.
 """
 EVERYWHERE = """\
 | `GET /metrics` | `metrics` | Prometheus metrics. |
@@ -94,7 +96,10 @@ def http_page() -> str:
         "dashboard": (8888, dashboard),
     }
     for name, (port, module) in layers.items():
-        lines += [f"## {name} (port {port})\n", *_routes(module.handlers())]
+        routes = module.handlers()
+        lines += [f"## {name} (port {port})\n", *_routes(routes)]
+        for handler in routes:
+            lines += details(name, _call(handler), handler)
     lines += ["## on every layer\n", *_routes(_health())[:-1], EVERYWHERE]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -119,6 +124,12 @@ def _routes(handlers: Sequence[Any]) -> list[str]:
         text = (handler.fn.__doc__ or "").strip().partition("\n\n")[0]
         lines.append(f"| {paths} | {key} | {_cell(text)} |")
     return [*lines, ""]
+
+
+def _call(handler: Any) -> str:
+    (method,) = (m for m in handler.http_methods if m not in {"OPTIONS", "HEAD"})
+    paths = _paths(handler)
+    return f"{method} {'/submit' if '/submit' in paths else paths[0]}"
 
 
 def _paths(handler: Any) -> list[str]:

@@ -7,6 +7,7 @@ A secret may be given as ``NESTOR_…_FILE``, the path of a file that holds it.
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -24,10 +25,12 @@ from pydantic_settings import (
 from nestor.errors import Misconfigured
 
 PREFIX = "NESTOR_"
+FILE = "nestor.toml"
 SECRETS = ("api_key", "remote_api_key")
 _PLACEHOLDER = re.compile(
     r"change.?me|your.?(api.?)?key|placeholder|xxx+|<.*>", re.IGNORECASE
 )
+_LEAST_KEY_CHARS = 16
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port; which one is printed and written to ``$NESTOR_HOME/run.json``."""
@@ -44,7 +47,7 @@ class Settings(BaseSettings):
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=PREFIX,
-        toml_file="nestor.toml",
+        toml_file=FILE,
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
@@ -58,7 +61,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[list[str], NoDecode] = []
     """More names a Host header may carry, comma-separated; loopback names are always allowed."""
     api_key: SecretStr | None = None
-    """Admin key; when not given, one is made at first start (``nestor key``)."""
+    """Admin key, 16 characters or more; when not given, one is made at first start (``nestor key``)."""
 
     dashboard_port: Port = 8888
     """Status page. 0: any free port."""
@@ -72,18 +75,18 @@ class Settings(BaseSettings):
     """Telemetry. 0: any free port."""
 
     database_url: str | None = None
-    """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given."""
+    """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given. No other database yet."""
 
     local_base_url: str | None = None
     """OpenAI-compatible server of the local model, ending in ``/v1`` (llama.cpp, Ollama, vLLM)."""
     local_model: str | None = None
-    """A path that ends in ``.gguf`` starts llama.cpp; a name is sent to LOCAL_BASE_URL."""
+    """A path that ends in ``.gguf`` starts llama.cpp; a name is sent to NESTOR_LOCAL_BASE_URL."""
     remote_base_url: str | None = None
     """OpenAI-compatible server of the remote model, ending in ``/v1``."""
     remote_model: str | None = None
     """Its name there."""
     remote_api_key: SecretStr | None = None
-    """Sent to REMOTE_BASE_URL and nowhere else."""
+    """Sent to NESTOR_REMOTE_BASE_URL and nowhere else."""
     remote_price_input: Annotated[Decimal | None, Field(ge=0)] = None
     """USD per million tokens; not given: cost is unknown, never 0."""
     remote_price_output: Annotated[Decimal | None, Field(ge=0)] = None
@@ -131,6 +134,30 @@ class Settings(BaseSettings):
             raise ValueError("still holds a placeholder; put the real secret there")
         return value
 
+    @field_validator("api_key")
+    @classmethod
+    def _hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        key = "" if value is None else value.get_secret_value()
+        if value is not None and len(key) < _LEAST_KEY_CHARS:
+            message = (
+                f"too short: {len(key)} characters, at least {_LEAST_KEY_CHARS} are needed;"
+                " unset it, and a good one is made at first start"
+            )
+            raise ValueError(message)
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("use ASCII letters, digits and signs, without spaces")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _sqlite(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("sqlite:///"):
+            return value
+        kind = value.partition(":")[0].partition("+")[0]
+        if kind in {"postgres", "postgresql"}:
+            raise ValueError("PostgreSQL is not supported yet; use sqlite:///PATH")
+        raise ValueError("not a database that Nestor can use; use sqlite:///PATH")
+
     @field_validator("host")
     @classmethod
     def _loopback(cls, value: str) -> str:
@@ -146,22 +173,23 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _models_are_whole(self) -> Self:
         if self.remote_model and not (self.remote_base_url or self.replay_cassette):
-            raise ValueError("remote_model needs remote_base_url")
+            raise ValueError("NESTOR_REMOTE_MODEL needs NESTOR_REMOTE_BASE_URL")
         if self.remote_base_url and not self.remote_model:
-            raise ValueError("remote_base_url needs remote_model")
+            raise ValueError("NESTOR_REMOTE_BASE_URL needs NESTOR_REMOTE_MODEL")
         local_file = self.starts_llama_cpp
         if self.local_model and not (
             local_file or self.local_base_url or self.replay_cassette
         ):
             raise ValueError(
-                "local_model needs local_base_url, or a path to a .gguf file"
+                "NESTOR_LOCAL_MODEL needs NESTOR_LOCAL_BASE_URL, or a path to a .gguf file"
             )
         if local_file and self.local_base_url:
             raise ValueError(
-                "local_base_url: not used with a .gguf file; remove one of them"
+                "NESTOR_LOCAL_BASE_URL: not used when NESTOR_LOCAL_MODEL is a .gguf file;"
+                " remove one of them"
             )
         if self.local_base_url and not self.local_model:
-            raise ValueError("local_base_url needs local_model")
+            raise ValueError("NESTOR_LOCAL_BASE_URL needs NESTOR_LOCAL_MODEL")
         return self
 
     @property
@@ -186,23 +214,24 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """Read the settings. Raises ``Misconfigured`` that names the setting."""
+        """Read the settings. Raises ``Misconfigured`` that names the setting and where it stands."""
         secrets = {f"{name}_file" for name in SECRETS}
         known = {f"{PREFIX}{name}".upper() for name in {*cls.model_fields, *secrets}}
         given = {name for name in os.environ if name.startswith(PREFIX)}
         if unknown := sorted(given - known):
             message = f"unknown setting: {', '.join(unknown)} (nestor doctor --config lists all)"
             raise Misconfigured(message)
+        in_file = _in_file()
         values = {**_secrets_from_files(), **overrides}
         try:
             return cls(**values)
         except ValidationError as error:
-            raise Misconfigured(_explain(error)) from None
+            raise Misconfigured(_explain(error, set(in_file) - set(values))) from None
 
     @classmethod
     def origins(cls) -> dict[str, str]:
         """Tell for each setting where its value comes from, for ``nestor doctor``."""
-        in_file = TomlConfigSettingsSource(cls)()
+        in_file = _in_file()
         found = {}
         for name in cls.model_fields:
             variable = f"{PREFIX}{name}".upper()
@@ -211,7 +240,7 @@ class Settings(BaseSettings):
             elif name in SECRETS and os.environ.get(f"{variable}_FILE"):
                 found[name] = f"{variable}_FILE"
             else:
-                found[name] = "nestor.toml" if name in in_file else "default"
+                found[name] = FILE if name in in_file else "default"
         return found
 
     @staticmethod
@@ -248,12 +277,40 @@ def _secrets_from_files() -> dict[str, str]:
     return found
 
 
-def _explain(error: ValidationError) -> str:
+def _in_file() -> dict[str, Any]:
+    """Return what ``nestor.toml`` says; {} without one. Raises ``Misconfigured``."""
+    try:
+        text = Path(FILE).read_bytes().decode()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Misconfigured(f"{FILE}: {error.strerror}: {Path.cwd()}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise Misconfigured(f"{FILE}: not UTF-8 text (at line {line})") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        last = f"at line {text.count(chr(10)) + 1}, the end"
+        why = str(error).replace("at end of document", last)
+        raise Misconfigured(f"{FILE}: {why}") from error
+
+
+def _explain(error: ValidationError, in_file: set[str]) -> str:
+    """Say what is wrong and where: ``in_file`` names what stands in ``nestor.toml``."""
     lines = []
     for item in error.errors(include_url=False, include_input=False):
-        name = ".".join(str(part) for part in item["loc"]) or ""
+        where = [str(part) for part in item["loc"]]
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(
-            f"{PREFIX}{name.upper()}: {message}" if name else f"settings: {message}"
-        )
+        if not where:
+            meant = any(f"{PREFIX}{name}".upper() in message for name in in_file)
+            lines.append(f"{FILE}: {message}" if meant else message)
+            continue
+        variable = f"{PREFIX}{where[0]}".upper()
+        if where[0] in in_file and not os.environ.get(variable):
+            unknown = item["type"] == "extra_forbidden"
+            said = "unknown setting" if unknown else message
+            lines.append(f"{FILE}: {'.'.join(where)}: {said}")
+        else:
+            lines.append(f"{'.'.join([variable, *where[1:]])}: {message}")
     return "; ".join(lines)

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -17,7 +18,7 @@ from nestor.backends.files.data_folder import DataFolder
 from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.git.workspaces import GitWorkspaces
 from nestor.backends.llama_cpp.client import LlamaCppClient
-from nestor.backends.llama_cpp.server import LlamaCppServer
+from nestor.backends.llama_cpp.server import LlamaCppServer, refuse_model_file
 from nestor.backends.openai.client import OpenAIClient
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.replay.cassette import Cassette, RecordingClient, ReplayClient
@@ -28,20 +29,20 @@ from nestor.backends.sql.database import Database
 from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.backends.sql.task_store import SqlTaskStore
+from nestor.coordinator.budget import within_budget
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Misconfigured
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.routing import Deployment, Side
-from nestor.model.task import Reason
 from nestor.ports.call_ledger import CallLedger
 from nestor.ports.event_log import EventLog
 from nestor.ports.key_store import KeyStore
 from nestor.ports.model_client import ModelClient
-from nestor.ports.task_engine import RecoveryLimit
 from nestor.ralph.environment import Environments
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
 from nestor.ralph.parts import Parts
+from nestor.ralph.recording import give_up
 from nestor.ralph.sealing import Sealing
 from nestor.ralph.service import Ralph
 from nestor.ralph.verification import Verifier
@@ -100,13 +101,41 @@ def refuse_if_running(settings: Settings) -> None:
     DataFolder.refuse_if_held(settings.home)
 
 
+def refuse_what_cannot_run(settings: Settings) -> None:
+    """Raise ``Misconfigured`` for settings that no start could follow; makes nothing."""
+    known = agent_backends()
+    if settings.default_backend not in known:
+        wrong = (
+            f"{settings.default_backend!r} is not one of: {', '.join(sorted(known))}"
+        )
+        raise Misconfigured(f"NESTOR_DEFAULT_BACKEND: {wrong}")
+    replayed, recorded = settings.replay_cassette, settings.record_cassette
+    if replayed is not None and recorded is not None:
+        raise Misconfigured("NESTOR_RECORD_CASSETTE: cannot record what is replayed")
+    _refuse_cassette("NESTOR_REPLAY_CASSETTE", replayed)
+    if recorded is not None and recorded.exists():
+        _refuse_cassette("NESTOR_RECORD_CASSETTE", recorded)
+    if settings.starts_llama_cpp and replayed is None:
+        refuse_model_file(settings.local_model_file)
+
+
+def _refuse_cassette(name: str, path: Path | None) -> None:
+    try:
+        if path is not None:
+            Cassette.load(path)
+    except Misconfigured as error:
+        raise Misconfigured(f"{name}: {error}") from error
+
+
 @asynccontextmanager
 async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[Nestor]:
     """Open every part that the settings name; close them all on the way out.
 
     Tasks are not taken yet: that begins with ``nestor.ralph.start()``, once the
-    Coordinator can be reached at ``coordinator_url``.
+    Coordinator can be reached at ``coordinator_url``. Raises ``Misconfigured`` before
+    anything is made.
     """
+    refuse_what_cannot_run(settings)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(DataFolder.locked(settings.home))
         configured = settings.api_key
@@ -184,6 +213,7 @@ async def _coordinator(
         learning=LearningClient(event_log, "coordinator"),
         routing_default=Side(settings.routing_default),
         also_depends_on=models.observed,
+        may_spend=within_budget(SqlTaskStore(database), ledger),
     )
     await coordinator.start()
     stack.push_async_callback(coordinator.stop)
@@ -202,9 +232,6 @@ async def _models(
     """Make a client for each configured side: a cassette, llama.cpp, or an endpoint."""
     cassette = None
     if settings.replay_cassette:
-        if settings.record_cassette:
-            message = "NESTOR_RECORD_CASSETTE: cannot record what is replayed"
-            raise Misconfigured(message)
         cassette = Cassette.load(settings.replay_cassette)
     clients: list[tuple[Deployment, ModelClient]] = []
     observed: list[Callable[[], Dependency]] = []
@@ -285,9 +312,7 @@ async def _ralph(
     learning = LearningClient(event_log, "ralph")
 
     async def on_failure(task_id: str, error: Exception) -> None:
-        limit = isinstance(error, RecoveryLimit)
-        reason = Reason.RECOVERY_LIMIT if limit else Reason.BACKEND_UNAVAILABLE
-        await ralph.failed(task_id, reason, f"{type(error).__name__}: {error}")
+        await give_up(parts, task_id, error)
 
     engine = DbosEngine(
         settings.database,
@@ -303,12 +328,6 @@ async def _ralph(
     store = SqlTaskStore(database, enqueue)
     relay = OutboxRelay(store, event_log)
     backends = agent_backends()
-    if settings.default_backend not in backends:
-        message = (
-            f"NESTOR_DEFAULT_BACKEND: {settings.default_backend!r} is not one of: "
-            + ", ".join(sorted(backends))
-        )
-        raise Misconfigured(message)
     parts = Parts(
         store=store,
         workspaces=workspaces,
@@ -337,6 +356,7 @@ async def _ralph(
             backends=backends,
             default_backend=settings.default_backend,
             max_iterations=settings.max_iterations,
+            refuses_mount=sandbox.refuses_mount,
             workspace_roots=tuple(settings.workspace_roots),
         ),
     )

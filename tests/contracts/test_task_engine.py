@@ -273,6 +273,51 @@ async def test_a_workflow_that_raises_is_reported_once_and_ends(bench: Bench) ->
     assert isinstance(error.__cause__, ValueError)
 
 
+async def test_a_step_waits_for_what_does_not_answer(bench: Bench) -> None:
+    results: list[int] = []
+    left = 3
+
+    async def workflow(_task_id: str, steps: Steps) -> None:
+        async def busy() -> int:
+            nonlocal left
+            bench.log.append("try")
+            if left:
+                left -= 1
+                raise Unavailable("the database does not answer: busy")
+            return 7
+
+        results.append(await steps.run("busy", int, busy))
+
+    async with bench.engine(workflow) as engine:
+        await bench.enqueue(engine, "t1")
+        await bench.status_becomes(t1="SUCCESS")
+    assert results == [7]
+    assert bench.log == ["try"] * 4
+    assert bench.failures == []
+
+
+async def test_a_step_that_waits_is_left_to_the_next_start(bench: Bench) -> None:
+    available = False
+
+    async def workflow(_task_id: str, steps: Steps) -> None:
+        async def busy() -> int:
+            bench.log.append("try")
+            if not available:
+                raise Unavailable("the disk is full")
+            return 7
+
+        await steps.run("busy", int, busy)
+
+    async with bench.engine(workflow) as engine:
+        await bench.enqueue(engine, "t1")
+        await bench.log_grows_to(2)
+    assert await bench.statuses() == {"t1:1": "PENDING"}
+    available = True
+    async with bench.engine(workflow):
+        await bench.status_becomes(t1="SUCCESS")
+    assert bench.failures == []
+
+
 async def test_an_orderly_stop_is_neither_a_failure_nor_an_attempt(
     bench: Bench,
 ) -> None:

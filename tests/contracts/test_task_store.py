@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
 from nestor.backends.sql.database import Database
+from nestor.backends.sql.rows import encode
 from nestor.backends.sql.task_store import SqlTaskStore
 from nestor.errors import Conflict, NotFound, Unavailable
 from nestor.model.event import Event
@@ -33,7 +34,13 @@ from nestor.model.task import (
     Usage,
     Verdict,
 )
-from nestor.ports.task_store import TaskChange, TaskFilter, TaskStore
+from nestor.ports.task_store import (
+    BackendTotals,
+    TaskChange,
+    TaskFilter,
+    TaskStore,
+    TaskTotals,
+)
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -143,6 +150,25 @@ async def test_task_and_enqueue_are_one_commit(
     assert await queue.tasks(database) == {"t1": 1}
 
 
+async def test_a_task_and_its_first_events_are_one_commit(
+    store: TaskStore, queue: Queue
+) -> None:
+    first: dict[str, Any] = {
+        "telemetry": [an_event("e1")],
+        "live": [("approval", {"a": 1})],
+    }
+    queue.fails = True
+    with pytest.raises(Conflict):
+        await store.add(a_task(), digest="d", enqueue=True, **first)
+    assert await store.unsent() == []
+    queue.fails = False
+    await store.add(a_task(), digest="d", enqueue=True, **first)
+    await store.add(a_task(), digest="d", enqueue=True, **first)  # not again
+    (event,) = await store.live("t1", after=0)
+    assert (event.id, event.kind, event.data) == (1, "approval", {"a": 1})
+    assert [one.id for one in await store.unsent()] == ["e1"]
+
+
 async def test_a_task_nobody_knows_is_not_found(store: TaskStore) -> None:
     with pytest.raises(NotFound, match="t9"):
         await store.get("t9")
@@ -153,7 +179,7 @@ async def test_a_task_nobody_knows_is_not_found(store: TaskStore) -> None:
     assert await store.live("t9", after=0) == []
 
 
-async def test_tasks_are_listed_oldest_first_by_every_filter(store: TaskStore) -> None:
+async def test_tasks_are_listed_newest_first_by_every_filter(store: TaskStore) -> None:
     # A whole second sorts wrongly against its own fractions when text drops the zeros.
     times = [NOON, NOON + timedelta(microseconds=500_000), NOON + timedelta(seconds=1)]
     for number, at in reversed(list(enumerate(times))):
@@ -168,12 +194,48 @@ async def test_tasks_are_listed_oldest_first_by_every_filter(store: TaskStore) -
         tasks = await store.all(TaskFilter(**which), limit=limit)
         return [task.task_id for task in tasks]
 
-    assert await ids() == ["t0", "t1", "t2"]
-    assert await ids(limit=2) == ["t0", "t1"]
+    assert await ids() == ["t2", "t1", "t0"]
+    assert await ids(limit=2) == ["t2", "t1"]
     assert await ids(status=TaskStatus.RUNNING) == ["t1"]
     assert await ids(priority="P2") == await ids(phase=2) == ["t2"]
     assert await ids(priority="P2", phase=1) == []
     assert await store.counts() == {"queued": 2, "running": 1}
+    assert await ids(ended=True) == []
+    for number, status in enumerate((TaskStatus.FAILED, TaskStatus.VERIFIED)):
+        await store.change(f"t{number}", TaskChange(status=status))
+    assert await ids(ended=True) == ["t1", "t0"]
+    assert await ids(ended=True, status=TaskStatus.FAILED) == ["t0"]
+
+
+async def test_all_tasks_are_added_up_however_many(
+    database: Database, store: TaskStore
+) -> None:
+    assert await store.totals() == TaskTotals()
+    first = a_task("a", backend="command", spent=Spent(usd=None), iteration=2)
+    await store.add(first, digest="d", enqueue=False)
+    await store.change("a", TaskChange(status=TaskStatus.FAILED))
+    one = a_task("b", spent=Spent(usd=Decimal("0.10")), iteration=3)
+    body = encode(msgspec.structs.replace(one, status=TaskStatus.VERIFIED))
+    async with database.write() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO task (task_id, digest, status, priority, created_at, body)"
+                " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT"
+                " 1500) SELECT printf('b%04d', i), 'd', 'verified', 'P2', 'x', :b FROM n"
+            ),
+            {"b": body},
+        )
+    assert await store.totals() == TaskTotals(
+        tasks=1501,
+        by_status={"failed": 1, "verified": 1500},
+        by_backend={
+            "builtin": BackendTotals(ended=1500, verified=1500),
+            "command": BackendTotals(ended=1, verified=0),
+        },
+        iterations=4502,
+        cost_usd=Decimal("150.00"),
+        cost_unknown_tasks=1,
+    )
 
 
 async def test_a_change_sets_what_it_names_and_nothing_else(store: TaskStore) -> None:

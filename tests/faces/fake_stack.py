@@ -149,12 +149,12 @@ class Cli:
             check=False,
         )
 
-    def on_a_terminal(self, *args: str) -> tuple[int, str]:
+    def on_a_terminal(self, *args: str, columns: int = 200) -> tuple[int, str]:
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, "-m", "nestor.cli", *args],
             cwd=self.cwd,
-            env=self.env | {"TERM": "xterm-256color", "COLUMNS": "200"},
+            env=self.env | {"TERM": "xterm-256color", "COLUMNS": str(columns)},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

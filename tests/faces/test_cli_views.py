@@ -92,6 +92,38 @@ def test_watching_a_task_that_is_not_there_is_exit_2(
     assert cli("watch", "t9").returncode == 2
 
 
+# Every view says what a reader must know before trusting it.
+
+
+def test_status_results_and_watch_say_the_same_of_a_task(
+    stack: FakeStack, cli: Cli
+) -> None:
+    said = "[replayed model] [no sandbox] [nothing protected] [guard only]"
+    bare = task("verified", sandboxed=False, protected=[], guard_only=True)
+    default = task("verified", protected=None, replayed=False, guard_only=False)
+    for given, expected in ((bare, True), (default, False)):
+        stack.says("GET", "/status", Reply(200, {"tasks": [given], "counts": {}}))
+        stack.says("GET", "/results", Reply(200, {"results": [given]}))
+        stack.says("GET", "/tasks/t1", Reply(200, given))
+        stack.says("GET", "/tasks/t1/events", events(("end", {"status": "verified"})))
+        for args in (["status"], ["status", "t1"], ["results"], ["watch", "t1"]):
+            shown = cli(*args).stdout
+            assert (said in shown) is expected, (args, shown)
+            assert ("[" in shown) is expected, (args, shown)
+
+
+@pytest.mark.parametrize("view", ["status", "results"])
+def test_a_list_that_leaves_some_out_says_so(
+    stack: FakeStack, cli: Cli, view: str
+) -> None:
+    rows = {"tasks": [task("verified")], "results": [task("verified")]}
+    stack.says("GET", f"/{view}", Reply(200, {**rows, "truncated": True}))
+    assert "only the newest 3 are shown" in cli(view, "--limit", "3").stdout
+    assert stack.asked[-1]["path"] == f"/{view}?limit=3"
+    stack.says("GET", f"/{view}", Reply(200, {**rows, "truncated": False}))
+    assert "newest" not in cli(view).stdout
+
+
 # What others wrote is shown, never obeyed (attack B5 on a terminal).
 
 
@@ -144,6 +176,7 @@ def test_kb_add_sends_text_files_in_batches_and_says_what_it_left_out(
     (docs / "a.md").write_text("# A\n\ntext")
     (docs / "sub" / "b.txt").write_text("b")
     (docs / "code.py").write_text("no text")
+    (docs / ".dot.md").write_text("hidden")
     (docs / "binary.txt").write_bytes(b"\0\1")
     (docs / "latin.md").write_bytes("Grüße".encode("latin-1"))
     (docs / "link.md").symlink_to("/etc/passwd")
@@ -154,6 +187,8 @@ def test_kb_add_sends_text_files_in_batches_and_says_what_it_left_out(
     assert "1 added, 1 unchanged" in done.stdout
     assert "binary.txt: binary" in done.stdout
     assert "latin.md: not UTF-8" in done.stdout
+    for counted in ("2 hidden", "1 links", "1 binary", "1 other than .md"):
+        assert counted in done.stdout, counted
     (asked,) = stack.asked
     assert asked["body"]["items"] == [
         {"project": "docs", "path": "a.md", "content": "# A\n\ntext"},
@@ -188,6 +223,14 @@ def test_ask_says_unknown_cost_and_quotes_when_no_model_is_configured(
     assert "cost: unknown" in done.stdout
     assert "docs/a.md#b" in done.stdout
     assert "degraded: index" in done.stdout
+    quoted = answer | {"response": "It says so. [1]\n\nSources:\n[1] docs/a.md#b"}
+    stack.says("POST", "/route", Reply(200, quoted))
+    assert cli("ask", "why?").stdout.count("docs/a.md#b") == 1
+    nothing = answer | {"response": "Nothing is known.", "sources": []}
+    stack.says("POST", "/route", Reply(200, nothing))
+    done = cli("ask", "why?")
+    assert "quoted" not in done.stdout
+    assert "no model configured: nothing to quote" in done.stdout
 
 
 def test_key_prints_the_admin_key_and_says_when_there_is_none(

@@ -19,6 +19,8 @@ from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
+from nestor.backends.sql.task_store import SqlTaskStore
+from nestor.coordinator.budget import within_budget
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Unavailable
 from nestor.model.knowledge import ContextRequest, ContextResult
@@ -68,6 +70,7 @@ class Rig:
     local: ScriptedModel
     remote: ScriptedModel
     clock: Clock
+    tasks: SqlTaskStore
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Events of one type, as they stand in the file."""
@@ -115,6 +118,7 @@ async def rig(
             if rules is not None
         ]
         ledger = Ledger(database)
+        tasks = SqlTaskStore(database)
         coordinator = Coordinator(
             deployments=deployments,
             clients={d.name: OpenAIClient(d, session) for d in deployments},
@@ -123,8 +127,19 @@ async def rig(
             extract=answer_by_extraction,
             learning=LearningClient(log, "coordinator"),
             routing_default=default,
+            may_spend=within_budget(tasks, ledger),
             timer=clock,
         )
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
-        yield Rig(coordinator, ledger, aidb, database, log, models[0], models[1], clock)
+        yield Rig(
+            coordinator,
+            ledger,
+            aidb,
+            database,
+            log,
+            models[0],
+            models[1],
+            clock,
+            tasks,
+        )

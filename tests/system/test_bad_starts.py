@@ -73,8 +73,19 @@ def test_a_second_start_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         ({"api_key": "change_me_in_production"}, ("NESTOR_API_KEY", "placeholder")),
         ({"default_backend": "nobody"}, ("NESTOR_DEFAULT_BACKEND", "builtin")),
         ({"local_model": "/no/such.gguf"}, ("LOCAL_MODEL", "/no/such.gguf")),
-        ({"remote_model": "m"}, ("remote_model", "remote_base_url")),
-        ({"replay_cassette": "/no/such.json", "remote_model": "m"}, ("/no/such.json",)),
+        ({"local_model": "{made}/no.gguf"}, ("LOCAL_MODEL", "not a GGUF")),
+        ({"database_url": "mysql://localhost/x"}, ("NESTOR_DATABASE_URL", "sqlite")),
+        ({"remote_model": "m"}, ("NESTOR_REMOTE_MODEL", "NESTOR_REMOTE_BASE_URL")),
+        (
+            {"replay_cassette": "/no/such.json", "remote_model": "m"},
+            ("NESTOR_REPLAY_CASSETTE", "/no/such.json"),
+        ),
+        ({"replay_cassette": "{made}/torn.json"}, ("NESTOR_REPLAY_CASSETTE", "torn")),
+        ({"record_cassette": "{made}/torn.json"}, ("NESTOR_RECORD_CASSETTE", "torn")),
+        (
+            {"replay_cassette": "{made}/good.json", "record_cassette": "{made}/r.json"},
+            ("NESTOR_RECORD_CASSETTE", "replayed"),
+        ),
         ({"remote_api_key_file": "/no/such"}, ("NESTOR_REMOTE_API_KEY_FILE",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -82,7 +93,14 @@ def test_a_second_start_on_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_named(
     tmp_path: Path, settings: dict[str, object], words: tuple[str, ...]
 ) -> None:
-    refused(up(tmp_path / "home", **settings), *words)
+    (tmp_path / "no.gguf").write_bytes(b"no model")
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "good.json").write_text('{"format": 1, "entries": []}')
+    given = {k: str(v).replace("{made}", str(tmp_path)) for k, v in settings.items()}
+
+    refused(up(tmp_path / "home", **given), *words)
+
+    assert not (tmp_path / "home").exists()
 
 
 def test_the_key_file_must_be_private(tmp_path: Path) -> None:

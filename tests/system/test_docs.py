@@ -1,5 +1,6 @@
 """The docs are true: their commands run, their links lead somewhere, their tables are current."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from nestor.model.task import TaskSpec
+from nestor.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -92,7 +94,7 @@ def test_the_blocks_of_a_page_run_in_order(
     folder.mkdir()
     for block in blocks(page):
         if block.mark == RUN:
-            run(block, folder, stack)
+            run(at_its_ports(block, stack), folder, stack)
 
 
 @pytest.mark.heavy
@@ -103,6 +105,17 @@ def test_the_blocks_that_stand_in_the_project_run(page: Path) -> None:
     for block in blocks(page):
         if block.mark == RUN_HERE:
             run(block, ROOT, env)
+
+
+def at_its_ports(block: Block, env: dict[str, str]) -> Block:
+    """Send what is meant for the default ports to those of the test's own stack."""
+    home = Path(env["NESTOR_HOME"])
+    ports = json.loads((home / "run.json").read_text())["ports"]
+    text = block.text
+    for layer, port in ports.items():
+        default = Settings.model_fields[f"{layer}_port"].default
+        text = text.replace(f"127.0.0.1:{default}", f"127.0.0.1:{port}")
+    return dataclasses.replace(block, text=text)
 
 
 def run(block: Block, folder: Path, env: dict[str, str]) -> None:

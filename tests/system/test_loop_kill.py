@@ -31,10 +31,19 @@ STEPS = (
 )
 
 
-def body(repo: Path, marker: str) -> dict[str, Any]:
-    """A task whose agent leaves one line an iteration, and is right in the second."""
+def body(
+    repo: Path, marker: str, *, busy: int = 0, until: float = 0.0
+) -> dict[str, Any]:
+    """A task whose agent leaves one line an iteration, and is right in the second.
+
+    It also leaves a process that nobody but the guardian ends: ``left_by``. In iteration
+    ``busy`` it works until then (seconds of the wall clock).
+    """
     agent = (
-        f"echo line >> log.txt; sleep 0.{marker}; "
+        "echo line >> log.txt; n=$(wc -l < log.txt); "
+        f"setsid -f sleep 600.${{n}}{marker} > /dev/null 2>&1 < /dev/null; "
+        f"while [ $n = {busy} ] && [ $(date +%s) -lt {until:.0f} ]; do sleep 0.1; done; "
+        f"sleep 0.{marker}; "
         f"if grep -q 'not done'; then printf '%s' '{FIXED}' > calc.py; fi"
     )
     return {
@@ -53,10 +62,20 @@ def submit(stack: Stack, what: dict[str, Any]) -> None:
         stack.call("ralph", "POST", "/submit", body=what)
 
 
+def marker_of(place: Path) -> str:
+    """Digits that no other process of this machine has on its command line."""
+    return f"3{place.stat().st_ino}{time.monotonic_ns()}"
+
+
+def left_by(iteration: int, marker: str) -> list[int]:
+    """Pids of what the agent of an iteration left running."""
+    return processes(f"sleep 600.{iteration}{marker}")
+
+
 def agents_end(marker: str) -> float:
     """Wait until no process of the agent is left; returns after how many seconds."""
     began = time.monotonic()
-    while processes(f"sleep 0.{marker}"):
+    while processes(marker):
         assert time.monotonic() - began < GUARDIAN_LIMIT_S
         time.sleep(0.05)
     return time.monotonic() - began
@@ -90,13 +109,34 @@ def check_the_end(child: Child, stack: Stack, repo: Path) -> None:
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_in_each_step(tmp_path: Path, step: str, moment: str) -> None:
     repo = repository(tmp_path / "repo")
-    marker = f"3{tmp_path.stat().st_ino}"
+    marker = marker_of(tmp_path)
     with Child(tmp_path / "home") as child:
         submit(child.start(f"{moment}:{step}"), body(repo, marker))
         child.killed_itself()
         agents_end(marker)
 
         check_the_end(child, child.start(), repo)
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_killed_while_the_agent_works(tmp_path: Path, iteration: int) -> None:
+    repo = repository(tmp_path / "repo")
+    marker = marker_of(tmp_path)
+    with Child(tmp_path / "home") as child:
+        stack = child.start()
+        # Longer than the guardian may take: an agent that ends by itself proves nothing.
+        until = time.time() + 10 + 2 * GUARDIAN_LIMIT_S
+        submit(stack, body(repo, marker, busy=iteration, until=until))
+        deadline = time.monotonic() + 60
+        while not left_by(iteration, marker):
+            assert time.monotonic() < deadline, "the agent never ran"
+            time.sleep(0.02)
+        assert time.time() < until - GUARDIAN_LIMIT_S, "too slow to tell"
+        child.kill()
+        agents_end(marker)
+
+        check_the_end(child, child.start(), repo)
+        assert not processes(marker)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -117,7 +157,7 @@ def test_killed_at_random_instants(tmp_path: Path, counted: Rounds) -> None:
     for number, random in counted("kill-task-loop", 4, 50):
         place = tmp_path / str(number)
         repo = repository(place / "repo")
-        marker = f"3{place.stat().st_ino}"
+        marker = marker_of(place)
         with Child(place / "home") as child:
             stack = child.start()
             submit(stack, body(repo, marker))

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -416,3 +417,23 @@ async def test_cancelled_is_said_once_nothing_runs(tmp_path: Path) -> None:
         assert not processes(f"sleep {marker}")
 
     assert (done.status, done.reason) == (TaskStatus.CANCELLED, Reason.CANCELLED)
+
+
+async def test_a_fault_of_the_engine_ends_the_task_and_its_key(tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    home = tmp_path / "home"
+
+    async with stack(home) as nestor:
+        await nestor.ralph.submit(task(repo, "sleep 2", task_id="broken"), ADMIN)
+        async with asyncio.timeout(30):
+            while not (home / "tasks/broken/runs/agent-1").exists():
+                await asyncio.sleep(0.02)
+        # The harness's own history is gone: no step can go on.
+        shutil.rmtree(home / "tasks/broken/history.git")
+        (home / "tasks/broken/prepared.json").unlink()
+        done = await until_ended(nestor, "broken")
+        listed = await nestor.keys.all()
+
+    assert done.status is TaskStatus.FAILED
+    assert done.detail
+    assert all(key.revoked_at for key in listed)

@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nestor.backends.agents import backends
+from nestor.backends.sandbox import NoSandbox
 from nestor.errors import InvalidInput
 from nestor.model.access import Principal
 from nestor.model.task import (
@@ -16,13 +18,21 @@ from nestor.model.task import (
     SandboxSpec,
     TaskSpec,
     TaskStatus,
+    WorkspaceSpec,
 )
 from nestor.ralph.sealing import Sealing, seal
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ADMIN = Principal(key_id="admin", scopes=frozenset({"admin"}))
 SUBMITTER = Principal(key_id="k1", scopes=frozenset({"submit"}))
-RULES = Sealing(backends=backends(), default_backend="builtin", max_iterations=7)
+HOME = Path("/srv/nestor-data")
+RULES = Sealing(
+    backends=backends(),
+    default_backend="builtin",
+    max_iterations=7,
+    refuses_mount=NoSandbox(coordinator_url="", home=HOME).refuses_mount,
+)
+NOT_NUMBERS = ("NaN", "sNaN", "Infinity", "-Infinity")
 
 
 @pytest.mark.parametrize(
@@ -50,11 +60,39 @@ RULES = Sealing(backends=backends(), default_backend="builtin", max_iterations=7
         ({"test_command": ""}, "test_command"),
         ({"budget": Budget(usd=Decimal(0))}, "budget.usd"),
         ({"budget": Budget(tokens=-1)}, "budget.tokens"),
+        *(({"budget": Budget(usd=Decimal(no))}, "budget.usd") for no in NOT_NUMBERS),
         ({"budget": Budget(seconds=float("nan"))}, "budget.seconds"),
+        ({"budget": Budget(seconds=float("inf"))}, "budget.seconds"),
+        ({"phase": -1}, "phase"),
+        ({"phase": 10_000}, "phase"),
+        ({"phase": 10**20}, "phase"),
         ({"dependencies": ["other"]}, "dependencies"),
         ({"mounts": ["relative"]}, "mounts.0"),
         ({"mounts": ["/no/such/folder"]}, "mounts.0"),
+        ({"mounts": ["/opt", "/" + "x" * 5000]}, "mounts.1"),
+        *(
+            ({"mounts": ["/opt", path]}, "mounts.1")
+            for path in ("/", "/proc/self", "/etc", "/usr", "/srv", str(Path.home()))
+        ),
+        ({"mounts": ["/opt\0"]}, "mounts.0"),
+        ({"checks": [Check(run=[""])]}, "checks.0.run"),
+        ({"checks": [Check(run="a\0b")]}, "checks.0.run"),
+        ({"checks": [Check(run=["a", "b\x1b"])]}, "checks.0.run.1"),
+        ({"checks": [Check(run="a", name="b\r")]}, "checks.0.name"),
+        ({"checks": [Check(run="a", env={"A": "\0"})]}, "checks.0.env.A"),
+        ({"checks": [Check(run="a", env={"A B": "x"})]}, "checks.0.env"),
+        ({"checks": [Check(run="a", env={"A=": "x"})]}, "checks.0.env"),
+        ({"checks": [Check(run="a", env={"1": "x"})]}, "checks.0.env"),
+        ({"checks": [Check(run="a", env={"": "x"})]}, "checks.0.env"),
+        ({"checks": [Check(run="a", env={"A\n": "x"})]}, "checks.0.env"),
+        ({"test_command": [""]}, "test_command"),
+        ({"test_command": "a\0"}, "test_command"),
+        ({"backend": "command", "command": [""]}, "command"),
+        ({"backend": "command", "command": "a\x07"}, "command"),
+        ({"setup": ["a", "b\0"]}, "setup.1"),
+        ({"workspace": WorkspaceSpec(repo="/a\0")}, "workspace.repo"),
         ({"sandbox": SandboxSpec(memory_bytes=1)}, "sandbox.memory_bytes"),
+        ({"sandbox": SandboxSpec(memory_bytes=10**20)}, "sandbox.memory_bytes"),
         ({"sandbox": SandboxSpec(processes=0)}, "sandbox.processes"),
     ],
 )
@@ -85,6 +123,44 @@ def test_defaults_are_filled_and_the_phase_comes_from_the_id() -> None:
     assert len(task.trace_id) == 32
 
 
+def test_a_phase_is_taken_from_an_id_only_when_it_fits() -> None:
+    def phase(task_id: str) -> int | None:
+        return seal(TaskSpec(task="x", task_id=task_id), ADMIN, RULES, now=NOW)[0].phase
+
+    assert phase("P0-a") == 0
+    assert phase("P9999-a") == 9999
+    assert phase("P10000-a") is None
+    assert phase("P" + "9" * 40 + "-a") is None
+
+
+def test_lines_and_tabs_are_text_like_any_other() -> None:
+    check = Check(run="set -e\n\tmake", env={"_A1": "two\nlines"})
+    spec = TaskSpec(task="x", checks=[check], setup=["a\n\tb"])
+
+    assert seal(spec, ADMIN, RULES, now=NOW)[0].spec.checks == [check]
+
+
+@pytest.mark.parametrize(
+    ("names", "test_command", "expected"),
+    [
+        (["", ""], "make", ["check-1", "check-2", "tests"]),
+        (["tests"], "make", ["tests", "tests-2"]),
+        (["check-2", ""], None, ["check-2", "check-2-2"]),
+        (["", "check-1"], None, ["check-1-2", "check-1"]),
+        (["tests", "tests-2"], "make", ["tests", "tests-2", "tests-3"]),
+    ],
+)
+def test_every_check_has_a_name_of_its_own(
+    names: list[str], test_command: str | None, expected: list[str]
+) -> None:
+    checks = [Check(name=name, run="true") for name in names]
+    spec = TaskSpec(task="x", checks=checks, test_command=test_command)
+
+    sealed = seal(spec, ADMIN, RULES, now=NOW)[0].spec
+
+    assert [check.name for check in sealed.all_checks] == expected
+
+
 def test_the_digest_is_of_what_was_asked() -> None:
     def digest(**fields: Any) -> str:
         return seal(TaskSpec(task_id="a", **fields), ADMIN, RULES, now=NOW)[1]
@@ -99,7 +175,7 @@ def test_the_digest_is_of_what_was_asked() -> None:
         {"backend": "command", "command": "make"},
         {"checks": [Check(run="true")]},
         {"setup": ["true"]},
-        {"mounts": ["/usr"]},
+        {"mounts": ["/opt"]},
     ],
 )
 def test_what_others_than_an_admin_bring_waits_for_approval(

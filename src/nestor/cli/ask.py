@@ -6,7 +6,9 @@ import typer
 
 from nestor.cli.client import Stack
 from nestor.cli.render import UNKNOWN, Screen, print_json, usd
+from nestor.errors import InvalidInput
 
+_MODES = ("auto", "local", "remote")
 _EPILOG = """Examples:
 
   nestor ask "how does our deploy work?"
@@ -30,6 +32,8 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a question; the knowledge base supplies context, and sources are named."""
+    if mode not in _MODES:
+        raise InvalidInput.at("--mode", f"{mode!r} is not one of: {', '.join(_MODES)}")
     screen = Screen()
     body: dict[str, Any] = {"query": question, "mode": mode}
     if max_tokens is not None:
@@ -49,15 +53,19 @@ def show_answer(screen: Screen, reply: dict[str, Any]) -> None:
     """Print an answer, then where it came from and what it cost."""
     screen.line(str(reply.get("response", "")).rstrip())
     screen.line()
-    if sources := reply.get("sources"):
+    sources, model = reply.get("sources") or [], reply.get("model")
+    quoted = reply.get("route") == "extract" or not model
+    # What quotes the knowledge base ends with its sources already.
+    said = quoted and all(str(source) in reply["response"] for source in sources)
+    if not sources:
+        screen.line("sources: none found in the knowledge base", "note")
+    elif not said:
         screen.line("sources:", "heading")
         for source in sources:
             screen.line(f"  {source}")
-    else:
-        screen.line("sources: none found in the knowledge base", "note")
-    model = reply.get("model")
-    if reply.get("route") == "extract" or not model:
-        screen.line("no model configured: quoted from the knowledge base", "warn")
+    if quoted:
+        what = "quoted from the knowledge base" if sources else "nothing to quote"
+        screen.line(f"no model configured: {what}", "warn")
     else:
         replayed = " (replayed model)" if reply.get("replayed") else ""
         fallback = reply.get("fallback_from")

@@ -10,12 +10,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from nestor.cli import doctor
 from nestor.cli.ask import show_answer
 from nestor.cli.client import ServerEvent, Stack, task_path
 from nestor.cli.inert import one_line
 from nestor.cli.knowledge import add_files
 from nestor.cli.render import UNKNOWN, Screen, usd
 from nestor.cli.watch import follow, show_end
+from nestor.errors import Misconfigured
 
 _EPILOG = """Examples:
 
@@ -50,12 +52,16 @@ def demo(
             typer.echo(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+            typer.echo("the folder of this demo is deleted; with --keep it stays")
     if not verified:
         raise typer.Exit(1)
 
 
 def run(screen: Screen, folder: Path) -> bool:
     """Run the demo in ``folder``; tell whether its task ended ``verified``."""
+    found = doctor.git()
+    if found.state == doctor.FAIL:
+        raise Misconfigured(f"git: {found.detail}; {found.remedy}")
     # The settings are slow to import, and `nestor --version` does without them.
     from nestor.cli import demo_sample, demo_stack  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -71,10 +72,12 @@ def doctor(
         found.append(finding)
         if not as_json:
             screen.line(
-                f"{finding.state:<5} {finding.what}: {finding.detail}", finding.state
+                f"{finding.state:<5} {finding.what}: {finding.detail}",
+                finding.state,
+                hang=6,
             )
             if finding.remedy:
-                screen.line(f"      → {finding.remedy}")
+                screen.line(f"      → {finding.remedy}", hang=2)
     failed = any(finding.state == FAIL for finding in found)
     if as_json:
         print_json({"ok": not failed, "findings": [asdict(f) for f in found]})
@@ -87,10 +90,23 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield _python()
     yield from _folder(settings.home)
     yield from _ports(settings)
-    yield _git()
+    yield git()
     yield from _sandbox(settings)
     yield from _models(settings)
     yield _clock(settings.home)
+
+
+def warnings(settings: "Settings") -> Iterator[str]:
+    """Say what will keep tasks from running, or lets agents run as the user."""
+    if settings.sandbox == "none":
+        yield (
+            "agents run WITHOUT isolation, as you;"
+            " unset NESTOR_SANDBOX to isolate them again"
+        )
+    for finding in (git(), *_sandbox(settings)):
+        if finding.state == FAIL:
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            yield f"tasks will fail: {finding.what}: {finding.detail}{remedy}"
 
 
 def _python() -> Finding:
@@ -102,11 +118,15 @@ def _python() -> Finding:
 
 def _folder(home: Path) -> Iterator[Finding]:
     existing = home
-    while not existing.exists():
+    while not os.path.exists(existing):  # noqa: PTH110 - False also where it may not look
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        # Permissions do not tell: root is refused by /proc, anybody by a full disk.
+        Path(tempfile.mkdtemp(prefix=".nestor-doctor-", dir=existing)).rmdir()
+    except OSError as error:
         remedy = "make it writable, or choose another with NESTOR_HOME"
-        yield Finding("data folder", FAIL, f"{existing} is not writable", remedy)
+        detail = f"{existing} cannot be written: {error.strerror}"
+        yield Finding("data folder", FAIL, detail, remedy)
         return
     if existing == home and stat.S_IMODE(home.stat().st_mode) & 0o077:
         yield Finding(
@@ -160,7 +180,8 @@ def _free(host: str, port: int) -> bool:
     return True
 
 
-def _git() -> Finding:
+def git() -> Finding:
+    """Tell whether git is there and new enough."""
     remedy = "install git (Debian: apt-get install git)"
     try:
         done = subprocess.run(

@@ -66,9 +66,16 @@ def create(
 
 
 @app.command("list", epilog="Example:\n\n  nestor key list --json")
-def list_keys(as_json: _JSON = False) -> None:
+def list_keys(
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Also revoked keys of a task's iterations."),
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
     """List keys, without their secrets."""
-    found = Stack.find().call("coordinator", "GET", "/keys")
+    query = {"all": "true"} if every else {}
+    found = Stack.find().call("coordinator", "GET", "/keys", query=query)
     if as_json:
         print_json(found)
         return

@@ -1,6 +1,7 @@
 """``nestor kb``: what the knowledge base knows."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,15 @@ import typer
 from nestor.cli.client import Stack
 from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json
-from nestor.errors import InvalidInput
+from nestor.errors import InvalidInput, NotFound
 
 SUFFIXES = (".md", ".markdown", ".txt")
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 4 * 1024 * 1024
 _BATCH_BYTES = 512 * 1024
 _BATCH_FILES = 100
+_HIDDEN, _LINKS, _OTHERS = "hidden", "links", f"other than {', '.join(SUFFIXES)}"
+_SHOWN = 20
 
 app = typer.Typer(
     name="kb",
@@ -52,15 +55,24 @@ def add(
         print_json(done)
         return
     screen.line(f"{done['added']} added, {done['unchanged']} unchanged")
-    for path, why in done["skipped"]:
-        screen.line(f"  left out {path}: {why}", "warn")
+    if left_out := done["left_out"]:
+        counts = ", ".join(f"{number} {what}" for what, number in left_out.items())
+        screen.line(f"left out: {counts}", "warn")
+    for path, why in done["skipped"][:_SHOWN]:
+        screen.line(f"  {path}: {why}", "warn")
+    if (more := len(done["skipped"]) - _SHOWN) > 0:
+        screen.line(f"  and {more} more; --json names them all", "warn")
 
 
 def add_files(
     stack: Stack, paths: list[Path], *, project: str | None = None
 ) -> dict[str, Any]:
-    """Send files to AIDB in batches; returns counts and what was left out, with why."""
+    """Send files to AIDB in batches; returns counts and what was left out, with why.
+
+    ``left_out`` counts by reason; ``skipped`` names the files that should have been sent.
+    """
     skipped: list[tuple[str, str]] = []
+    left_out: Counter[str] = Counter()
     added = unchanged = 0
     batch: list[dict[str, str]] = []
     size = 0
@@ -77,16 +89,22 @@ def add_files(
         batch.clear()
         size = 0
 
-    for name, path, shown in _found(paths, project):
+    for name, path, shown in _found(paths, project, left_out):
         text = _read(path, skipped)
         if text is None:
+            left_out[skipped[-1][1]] += 1
             continue
         if batch and (size + len(text) > _BATCH_BYTES or len(batch) >= _BATCH_FILES):
             send()
         batch.append({"project": name, "path": shown, "content": text})
         size += len(text)
     send()
-    return {"added": added, "unchanged": unchanged, "skipped": skipped}
+    return {
+        "added": added,
+        "unchanged": unchanged,
+        "left_out": dict(left_out),
+        "skipped": skipped,
+    }
 
 
 @app.command(epilog='Examples:\n\n  nestor kb search "retry policy" --limit 3')
@@ -145,7 +163,11 @@ def rm(
 ) -> None:
     """Forget a document."""
     path = f"/documents/{quote(document_id, safe='')}"
-    Stack.find().call("aidb", "DELETE", path)
+    try:
+        Stack.find().call("aidb", "DELETE", path)
+    except NotFound as error:
+        message = f"no document has the id {document_id} — see: nestor kb list"
+        raise NotFound(message) from error
     typer.echo(inert(f"removed {document_id}"))
 
 
@@ -160,15 +182,20 @@ def reindex(as_json: _JSON = False) -> None:
         typer.echo("reindexed" if chunks is None else f"reindexed {chunks} chunks")
 
 
-def _found(paths: list[Path], project: str | None) -> Iterator[tuple[str, Path, str]]:
+def _found(
+    paths: list[Path], project: str | None, left_out: Counter[str]
+) -> Iterator[tuple[str, Path, str]]:
     """Yield project, file, and the file's name within the project."""
     count = 0
     for given in paths:
+        if given.expanduser().is_symlink():
+            message = f"{given} is a link, which is not followed; give what it leads to"
+            raise InvalidInput.at("PATH", message)
         root = given.expanduser().resolve()
         if not root.exists():
             raise InvalidInput.at("PATH", f"{given} does not exist")
         inside = root if root.is_dir() else root.parent
-        for path in _walk(root) if root.is_dir() else [root]:
+        for path in _walk(root, left_out) if root.is_dir() else [root]:
             count += 1
             if count > MAX_FILES:
                 raise InvalidInput.at(
@@ -177,15 +204,31 @@ def _found(paths: list[Path], project: str | None) -> Iterator[tuple[str, Path, 
             yield project or inside.name or "root", path, str(path.relative_to(inside))
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
     for folder, names, files in os.walk(root, followlinks=False):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        inside = []
+        for name in sorted(names):
+            why = _why_not(Path(folder, name))
+            if why is None:
+                inside.append(name)
+            else:
+                left_out[why] += 1
+        names[:] = inside
         for name in sorted(files):
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                continue
-            if not path.is_symlink():
+            why = _why_not(path)
+            if why is None and path.suffix.lower() not in SUFFIXES:
+                why = _OTHERS
+            if why is None:
                 yield path
+            else:
+                left_out[why] += 1
+
+
+def _why_not(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return _HIDDEN
+    return _LINKS if path.is_symlink() else None
 
 
 def _read(path: Path, skipped: list[tuple[str, str]]) -> str | None:

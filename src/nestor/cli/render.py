@@ -5,7 +5,7 @@ Every piece of foreign text goes through ``inert`` here; rich never reads it as 
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UNKNOWN = "unknown"
+_LAST_COLUMN = 24
+"""Room that the last column of a table needs at least, if it has that much to say."""
 _STYLES = {
     "verified": "bold green",
     "passed": "green",
@@ -25,6 +27,7 @@ _STYLES = {
     "fail": "bold red",
     "exhausted": "red",
     "cancelled": "yellow",
+    "cancelling": "yellow",
     "rejected": "yellow",
     "unverified": "yellow",
     "warn": "yellow",
@@ -67,15 +70,29 @@ class Screen:
             )
         return self._console
 
-    def line(self, text: object = "", style: str = "") -> None:
-        """Print one inert line (or several), coloured on a terminal."""
-        shown = inert(text, multiline=True)
-        if self.terminal:
-            from rich.text import Text  # noqa: PLC0415 - only for a terminal
+    def line(self, text: object = "", style: str = "", *, hang: int = 0) -> None:
+        """Print one inert line (or several), coloured on a terminal.
 
-            self.console.print(Text(shown, style=_STYLES.get(style, style)))
-        else:
+        What a terminal has no room for goes on below, ``hang`` columns further in than
+        its own beginning.
+        """
+        shown = inert(text, multiline=True)
+        if not self.terminal:
             print(shown, flush=True)  # noqa: T201 - printing is this module's job
+            return
+        from rich.text import Text  # noqa: PLC0415 - only for a terminal
+
+        for row in shown.split("\n"):
+            words = row.lstrip(" ")
+            indent = min(len(row) - len(words), self.console.width // 2)
+            styled = Text(words, style=_STYLES.get(style, style))
+            room = self.console.width - indent
+            if styled.cell_len > room:
+                room -= hang
+            for number, part in enumerate(styled.wrap(self.console, room)):
+                part.rstrip()
+                inset = indent + hang if number else indent
+                self.console.print(Text(" " * inset) + part)
 
     def heading(self, text: str) -> None:
         """Print a title with room above it."""
@@ -84,7 +101,7 @@ class Screen:
 
     def block(self, text: str, style: str = "") -> None:
         """Print foreign text of many lines, indented by two."""
-        for row in inert(text.rstrip(), multiline=True).splitlines():
+        for row in text.rstrip().splitlines():
             self.line(f"  {row}", style)
 
     def diff(self, text: str) -> None:
@@ -99,15 +116,24 @@ class Screen:
         *,
         empty: str = "nothing to show",
     ) -> None:
-        """Print rows under columns; ``None`` is shown as ``-``."""
+        """Print rows under columns; ``None`` is shown as ``-``.
+
+        A terminal too narrow for that gets one block for each row: ids stay whole.
+        """
         if not rows:
             self.line(empty, "note")
             return
         cells = [["-" if c is None else inert(c) for c in row] for row in rows]
-        if self.terminal:
-            self._rich_table(columns, cells)
-            return
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        if self.terminal:
+            words = [w for row in (columns, *cells) for w in row[-1].split()]
+            last = max(min(widths[-1], _LAST_COLUMN), *map(len, words), 0)
+            needed = sum(widths[:-1]) + last + 3 * len(columns)
+            if needed <= self.console.width:
+                self._rich_table(columns, cells)
+            else:
+                self._blocks(columns, cells)
+            return
         for row in [columns, *cells]:
             padded = (c.ljust(w) for c, w in zip(row, widths, strict=True))
             print("  ".join(padded).rstrip(), flush=True)  # noqa: T201 - see line()
@@ -118,22 +144,34 @@ class Screen:
         from rich.text import Text  # noqa: PLC0415
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(Text(column), overflow="fold")
+        for column in columns[:-1]:
+            table.add_column(Text(column), no_wrap=True)
+        table.add_column(Text(columns[-1]), overflow="fold")
         for row in rows:
             table.add_row(*[Text(cell, style=_STYLES.get(cell, "")) for cell in row])
         self.console.print(table)
 
+    def _blocks(self, columns: Sequence[str], rows: list[list[str]]) -> None:
+        for title, *others in rows:
+            self.line(title, "heading")
+            told = zip(columns[1:], others, strict=True)
+            said = ", ".join(f"{name} {cell}" for name, cell in told if cell != "-")
+            self.line(f"  {said}")
+
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Show that something is going on: a spinner, on a terminal only."""
+    def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show that something is going on: a spinner, on a terminal only.
+
+        Yields what to call with a newer text: the spinner then says that one; where there
+        is none, it is printed as a line.
+        """
         if self.terminal and not self._record:
             from rich.text import Text  # noqa: PLC0415 - only for a terminal
 
-            with self.console.status(Text(inert(text), style="dim")):
-                yield
+            with self.console.status(Text(inert(text), style="dim")) as spinner:
+                yield lambda now: spinner.update(Text(inert(now), style="dim"))
         else:
-            yield
+            yield lambda now: self.line(f"… {now}", "note")
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from nestor.cli import doctor
 from nestor.cli.client import load_settings
 from nestor.cli.render import Screen
 
@@ -29,10 +30,17 @@ def up() -> None:
 
     logs.configure(settings.log_format, sys.stderr)
     screen = Screen()
+    # Looked at before the start: it takes a moment, in which nobody would be answered.
+    warnings = list(doctor.warnings(settings))
 
     def ready(addresses: dict[str, str]) -> None:
         for layer, address in addresses.items():
             screen.line(f"{layer:<12} {address}")
         screen.line("ready — stop with Ctrl-C", "ok")
+        for warning in warnings:
+            screen.line(f"warning: {warning}", "warn", hang=2)
 
-    stack.run(settings, ready=ready)
+    def stopping() -> None:
+        screen.line("stopping: running tasks go on at the next start", "note")
+
+    stack.run(settings, ready=ready, stopping=stopping)

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from nestor.cli.client import Stack, task_path
+from nestor.cli.flags import flags
 from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json, seconds, usd
-from nestor.cli.task_file import checked_body, read_task_file
-from nestor.cli.watch import follow, show_end
+from nestor.cli.standing import doing, iteration, none_of, standing
+from nestor.cli.task_file import checked_body, read_task_file, refusals_explained
+from nestor.cli.watch import follow, show_detail, show_end, tail_of
 from nestor.errors import InvalidInput
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -20,6 +22,9 @@ _PRIORITY = Annotated[str | None, typer.Option(help="P0 (first) to P3.")]
 _PHASE = Annotated[int | None, typer.Option(help="Only tasks of this phase.")]
 _STATUS = Annotated[
     str | None, typer.Option(help="Only tasks in this status, e.g. running.")
+]
+_LIMIT = Annotated[
+    int, typer.Option(min=1, max=1000, help="At most so many, the newest.")
 ]
 _SUBMIT = """Examples:
 
@@ -82,6 +87,9 @@ def submit(
     budget_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     budget_seconds: Annotated[float | None, typer.Option(min=0)] = None,
     priority: _PRIORITY = None,
+    phase: Annotated[
+        int | None, typer.Option(min=0, help="Number to group tasks by; see status.")
+    ] = None,
     task_id: Annotated[
         str | None, typer.Option("--id", help="Own id; the same again is safe.")
     ] = None,
@@ -119,6 +127,7 @@ def submit(
         "backend": backend,
         "command": command,
         "priority": priority,
+        "phase": phase,
         "max_iterations": max_iterations,
         "setup": setup or None,
         "checks": [{"run": line} for line in check or []] or None,
@@ -129,7 +138,8 @@ def submit(
     }
     task |= {name: value for name, value in options.items() if value is not None}
     stack, screen = Stack.find(), Screen()
-    reply = stack.call("ralph", "POST", "/submit", body=checked_body(task))
+    with refusals_explained(file):
+        reply = stack.call("ralph", "POST", "/submit", body=checked_body(task))
     made = str(reply["task_id"])
     if not (wait or watch_):
         if as_json:
@@ -155,6 +165,7 @@ def status(
     priority: _PRIORITY = None,
     phase: _PHASE = None,
     status: _STATUS = None,
+    limit: _LIMIT = 200,
     as_json: _JSON = False,
 ) -> None:
     """Show what runs and what waits, or where one task stands."""
@@ -166,7 +177,7 @@ def status(
         else:
             show_task(screen, task)
         return
-    query = {"priority": priority, "phase": phase, "status": status}
+    query = {"priority": priority, "phase": phase, "status": status, "limit": limit}
     found = stack.call("ralph", "GET", "/status", query=query)
     if as_json:
         print_json(found)
@@ -176,17 +187,18 @@ def status(
         [
             (
                 t.get("task_id"),
-                t.get("status"),
+                standing(t),
                 t.get("reason"),
                 t.get("priority"),
-                f"{t.get('iteration', 0)}/{t.get('max_iterations')}",
+                f"{iteration(t)}/{t.get('max_iterations')}",
                 t.get("backend"),
-                one_line(t.get("name") or t.get("description", ""), 48) + _flags(t),
+                one_line(t.get("name") or t.get("description", ""), 48) + flags(t),
             )
             for t in found.get("tasks", [])
         ],
-        empty="no tasks yet — submit one with: nestor submit",
+        empty=none_of(query, "no tasks yet — submit one with: nestor submit"),
     )
+    _say_if_truncated(screen, found, limit)
     counts = found.get("counts") or {}
     if counts:
         screen.line(", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
@@ -196,15 +208,17 @@ def results(
     priority: _PRIORITY = None,
     phase: _PHASE = None,
     status: _STATUS = None,
+    limit: _LIMIT = 200,
     as_json: _JSON = False,
 ) -> None:
     """List what tasks came to, with cost and branch."""
-    query = {"priority": priority, "phase": phase, "status": status}
+    query = {"priority": priority, "phase": phase, "status": status, "limit": limit}
     found = Stack.find().call("ralph", "GET", "/results", query=query)
     if as_json:
         print_json(found)
         return
-    Screen().table(
+    screen = Screen()
+    screen.table(
         ("task", "status", "why", "iterations", "cost", "tokens", "time", "branch"),
         [
             (
@@ -215,12 +229,13 @@ def results(
                 usd(r.get("cost_usd")),
                 r.get("tokens"),
                 seconds(r.get("duration_s")),
-                r.get("branch"),
+                f"{r.get('branch') or '-'}{flags(r)}",
             )
             for r in found.get("results", [])
         ],
-        empty="no results yet",
+        empty=none_of(query, "no results yet"),
     )
+    _say_if_truncated(screen, found, limit)
 
 
 def diff(task_id: _TASK, as_json: _JSON = False) -> None:
@@ -241,8 +256,10 @@ def diff(task_id: _TASK, as_json: _JSON = False) -> None:
 
 def cancel(task_id: _TASK) -> None:
     """Stop a task; it counts as cancelled once its processes are gone."""
-    reply = Stack.find().call("ralph", "POST", task_path(task_id, "/cancel"))
-    typer.echo(inert(f"task {task_id}: {(reply or {}).get('status', 'cancelling')}"))
+    reply = Stack.find().call("ralph", "POST", task_path(task_id, "/cancel")) or {}
+    now = standing({"cancel_requested": True, "status": "running"} | reply)
+    wait = "" if now == "cancelled" else f" — see its end with: nestor watch {task_id}"
+    typer.echo(inert(f"task {task_id}: {now}{wait}"))
 
 
 def approve(
@@ -260,37 +277,57 @@ def approve(
 
 def show_task(screen: Screen, task: dict[str, Any]) -> None:
     """Print one task for people."""
-    screen.line(f"task {task.get('task_id')}: {task.get('status')}", "heading")
+    screen.line(f"task {task.get('task_id')}: {standing(task)}", "heading")
     budget = task.get("budget") or {}
     spent = task.get("spent") or {}
     tokens = spent.get("tokens", budget.get("spent_tokens"))
     fields = {
         "what": one_line(task.get("name") or task.get("description", ""), 200),
         "why": task.get("reason"),
-        "note": task.get("detail"),
-        "iteration": f"{task.get('iteration', 0)} of {task.get('max_iterations')}",
+        "iteration": f"{iteration(task)} of {task.get('max_iterations')}{doing(task)}",
         "backend": task.get("backend"),
         "workspace": task.get("workspace"),
         "branch": task.get("branch"),
         "spent": f"{usd(spent.get('usd', budget.get('spent_usd')))}, {tokens} tokens",
-        "flags": _flags(task).strip(" []"),
+        "flags": flags(task).strip(),
         "trace": task.get("trace_id"),
     }
     for name, value in fields.items():
         if value:
             screen.line(f"  {name}: {value}")
+    if task.get("detail"):
+        show_detail(screen, str(task["detail"]))
+    if task.get("status") in {"failed", "exhausted"} and task.get("output"):
+        screen.line("  last words of the agent:")
+        for row in tail_of(task["output"]):
+            screen.line(f"    | {row}", "note")
 
 
 def _end(
     stack: Stack, screen: Screen, task_id: str, *, quiet: bool, as_json: bool
 ) -> None:
-    task = follow(stack, screen, task_id, quiet=quiet)
+    try:
+        task = follow(stack, screen, task_id, quiet=quiet)
+    except KeyboardInterrupt:
+        typer.echo(
+            inert(
+                f"task {task_id} goes on — see it again with: nestor watch {task_id},"
+                f" end it with: nestor cancel {task_id}"
+            ),
+            err=True,
+        )
+        raise
     if as_json:
         print_json(task)
     else:
         show_end(screen, task)
     if task.get("status") != "verified":
         raise typer.Exit(1)
+
+
+def _say_if_truncated(screen: Screen, found: dict[str, Any], limit: int) -> None:
+    if found.get("truncated"):
+        screen.line(f"only the newest {limit} are shown; see --limit", "warn")
 
 
 def _money(text: str | None) -> str | None:
@@ -307,12 +344,3 @@ def _money(text: str | None) -> str | None:
 
 def _count(iterations: Any) -> Any:
     return len(iterations) if isinstance(iterations, list) else iterations
-
-
-def _flags(task: dict[str, Any]) -> str:
-    flags = []
-    if task.get("replayed"):
-        flags.append("replayed model")
-    if task.get("sandboxed") is False:
-        flags.append("no sandbox")
-    return f" [{', '.join(flags)}]" if flags else ""

@@ -1,20 +1,31 @@
 """Follow a task's live stream and say what happens, one line at a time."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from nestor.cli.client import ServerEvent, Stack, task_path
+from nestor.cli.flags import flags
 from nestor.cli.inert import one_line
 from nestor.cli.render import Screen, seconds, usd
 
 _TAIL_LINES = 12
+_SETUP_LINES = 6
+_USEFUL_LINES = 3
+_USEFUL = re.compile(
+    r"error|fail|not found|no such|cannot|denied|missing", re.IGNORECASE
+)
+"""A line of a failed command's output that may say why, wherever it stands."""
 _STEPS = {
-    "context": "asking the knowledge base for context",
+    "context": "asking the knowledge base",
     "guidance": "asking a model for guidance",
     "agent": "the agent is working",
-    "verify": "running the checks in a fresh checkout",
+    "verify": "checking",
 }
 """Steps worth a line; the others take no time that a person would notice."""
+_WORKED = {"changed", "unchanged"}
+"""How a run of an agent ends that did not fail."""
+_SETUP_FAILED = re.compile(r"(setup\.\d+: .*? failed \([^)]*\)): ?(.*)", re.DOTALL)
 
 
 def follow(
@@ -34,8 +45,8 @@ def follow(
     def now() -> str:
         return flags(stack.call("ralph", "GET", path))
 
-    show = _Live(screen, now)
-    with screen.waiting(f"task {task_id} is being worked on"):
+    with screen.waiting(f"task {task_id} is being worked on") as going_on:
+        show = _Live(screen, now, going_on)
         for event in stack.stream("ralph", f"{path}/events"):
             if keep is not None:
                 keep.append(event)
@@ -57,38 +68,61 @@ def show_end(screen: Screen, task: dict[str, Any]) -> None:
         "verified" if status == "verified" else "failed",
     )
     if task.get("detail"):
-        screen.line(f"  {task['detail']}")
+        show_detail(screen, str(task["detail"]))
     if task.get("branch"):
         screen.line(
             f"  branch {task['branch']} in {task.get('workspace') or 'scratch'}"
         )
 
 
-def flags(task: dict[str, Any]) -> str:
-    """Say what a reader must know before trusting this: a replayed model, no sandbox."""
-    found = ""
-    if task.get("replayed"):
-        found += " [replayed model]"
-    if task.get("sandboxed") is False:
-        found += " [no sandbox]"
-    return found
+def show_detail(screen: Screen, detail: str) -> None:
+    """Print the sentence about a task; of a failed setup, the end of what it printed."""
+    failed = _SETUP_FAILED.fullmatch(detail)
+    if failed is None:
+        screen.block(detail)
+        return
+    screen.line(f"  {one_line(failed[1], 500)}", "failed")
+    # What came is the end of the output, cut anywhere: its first line may be half a one.
+    lines = [line for line in failed[2].splitlines() if line.strip()]
+    lines = lines[1:] or lines
+    early = [line for line in lines[:-_SETUP_LINES] if _USEFUL.search(line)]
+    for line in early[-_USEFUL_LINES:] + lines[-_SETUP_LINES:]:
+        screen.line(f"    | {line}", "note", hang=2)
+    screen.line(
+        "  mend that command and submit again: it runs with network in a copy of the base,"
+        " and only what it writes to /setup is kept",
+    )
+
+
+def tail_of(text: object) -> list[str]:
+    """Return the last lines of an output, without blank ones."""
+    lines = [line.rstrip() for line in str(text or "").splitlines() if line.strip()]
+    return lines[-_TAIL_LINES:]
 
 
 class _Live:
     """Prints each event once; what did not change is not said again.
 
-    ``flags_now`` asks the stack whether answers were replayed, or a sandbox was missing.
+    An iteration is printed when it is recorded, in the order in which it went; until then
+    ``going_on`` is told where it stands. ``flags_now`` asks the stack whether answers were
+    replayed, or a sandbox was missing.
     """
 
-    def __init__(self, screen: Screen, flags_now: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        flags_now: Callable[[], str],
+        going_on: Callable[[str], None],
+    ) -> None:
         self._screen = screen
         self._flags_now = flags_now
+        self._going_on = going_on
         self._sources: list[str] = []
         self._said: set[tuple[object, ...]] = set()
 
     def __call__(self, event: ServerEvent) -> None:
         data = event.data
-        if event.kind in {"task", "end"}:
+        if event.kind == "task":  # of the end, what is stored then says more
             self._task(data)
         elif event.kind == "iteration":
             self._iteration(data)
@@ -110,16 +144,23 @@ class _Live:
         if status:
             because = f" ({reason})" if reason else ""
             self._once(f"task: {status}{because}{flags(data)}", str(status))
+        if data.get("step") == "prepare":
+            self._step("preparing the environment", "prepare")
         if data.get("detail"):
             self._once(f"  {one_line(data['detail'], 300)}", "note")
 
+    def _step(self, text: str, *about: object) -> None:
+        if (*about, text) not in self._said:
+            self._said.add((*about, text))
+            self._going_on(text)
+
     def _iteration(self, data: dict[str, Any]) -> None:
         n = data.get("n")
-        self._once(f"iteration {n}", "heading", about=n)
         if data.get("step") in _STEPS:
-            self._once(f"  {_STEPS[data['step']]}", "note", about=n)
-        self._told(n, data)
+            self._step(f"iteration {n}: {_STEPS[data['step']]}", n)
         if data.get("outcome"):
+            self._once(f"iteration {n}", "heading", about=n)
+            self._told(n, data)
             self._attempt(n, data)
 
     def _told(self, n: object, data: dict[str, Any]) -> None:
@@ -140,13 +181,18 @@ class _Live:
         claims = ", says it is done" if data.get("claimed_done") else ""
         stat = data.get("diff_stat") or {}
         size = (
-            f", {stat.get('files')} file(s) +{stat.get('insertions')}"
+            f", in total {stat.get('files')} file(s) +{stat.get('insertions')}"
             f" -{stat.get('deletions')}"
+            if stat.get("files")
+            else ", nothing changed so far"
             if stat
             else ""
         )
         self._once(f"  agent: {data['outcome']}{claims}{size}", about=n)
-        if data.get("output_tail") and data.get("claimed_done"):
+        if data["outcome"] not in _WORKED:
+            for number, row in enumerate(tail_of(data.get("output_tail"))):
+                self._once(f"    | {row}", "note", about=(n, number))
+        elif data.get("output_tail") and data.get("claimed_done"):
             self._once(f"    “{one_line(data['output_tail'], 200)}”", "note", about=n)
         for path in data.get("protected_restored") or []:
             self._once(f"  protected, put back as on the base: {path}", "warn", about=n)
@@ -175,11 +221,10 @@ class _Live:
         if data.get("note"):
             self._screen.line(f"    {one_line(data['note'], 300)}", "warn")
         if not passed and data.get("phase") != "base":
-            tail = str(data.get("output_tail", "")).strip().splitlines()[-_TAIL_LINES:]
-            for row in tail:
+            for row in tail_of(data.get("output_tail")):
                 self._screen.line(f"    | {row}", "note")
 
     def _output(self, data: dict[str, Any]) -> None:
         text = str(data.get("text") or data.get("output") or data.get("line") or "")
-        for row in text.strip().splitlines()[-_TAIL_LINES:]:
+        for row in tail_of(text):
             self._screen.line(f"  > {row}", "note")

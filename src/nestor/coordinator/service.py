@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from nestor.coordinator.budget import MaySpend
 from nestor.coordinator.chat import ChatReply, ChatStream, check_chat, reply_headers
 from nestor.coordinator.dispatch import Answered, CallContext, Dispatcher, utc_now
 from nestor.coordinator.metering import Metering
@@ -64,6 +65,7 @@ class Coordinator:
         learning: LearningClient,
         routing_default: Side = Side.LOCAL,
         also_depends_on: Sequence[Callable[[], Dependency]] = (),
+        may_spend: MaySpend | None = None,
         now: Callable[[], datetime] = utc_now,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,6 +85,7 @@ class Coordinator:
         self._learning = learning
         self._default = routing_default
         self._also_depends_on = also_depends_on
+        self._may_spend = may_spend
         self._timer = timer
         self._metering = Metering(ledger, learning)
         self._dispatcher = Dispatcher(self._metering, now=now, timer=timer)
@@ -108,8 +111,8 @@ class Coordinator:
     async def route(self, request: RouteRequest) -> RouteResult:
         """Answer a query, with context from the knowledge base when none is given.
 
-        Raises ``InvalidInput``, and ``Unavailable`` that lists why each model did not
-        answer. Without any model the answer is quoted from the knowledge base.
+        Raises ``InvalidInput``, ``BudgetExceeded`` when the task has none left, and
+        ``Unavailable`` that lists why each model did not answer. Without any model the answer is quoted from the knowledge base.
         """
         began = self._timer()
         _check_route(request)
@@ -127,18 +130,20 @@ class Coordinator:
         self,
         request: dict[str, Any],
         *,
-        principal: Principal | None = None,  # noqa: ARG002 - budgets are per key
+        principal: Principal | None = None,  # noqa: ARG002 - limits are per key
         task_id: str | None = None,
         iteration: int | None = None,
     ) -> ChatReply | ChatStream:
         """Pass a chat completion on; ``model`` is auto, local, remote or a configured one.
 
         Fallback to the other side happens until the first token, and for ``auto`` only.
-        Raises ``InvalidInput``, ``NotFound`` (unknown model), ``Unavailable``.
+        Raises ``InvalidInput``, ``NotFound`` (unknown model), ``BudgetExceeded`` (of the
+        task: nobody was asked, nothing is billed), ``Unavailable``.
         """
         began = self._timer()
         check_chat(request)
         decision, order = self._order(request.get("model") or Mode.AUTO, iteration)
+        await self._refuse_if_spent(task_id)
         context = CallContext(
             purpose="gateway",
             reason=decision.reason,
@@ -278,6 +283,7 @@ class Coordinator:
         began: float,
     ) -> RouteResult:
         decision, order = self._order(request.mode, request.iteration)
+        await self._refuse_if_spent(request.task_id)
         body: dict[str, Any] = {"messages": messages(request.query, items)}
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
@@ -311,6 +317,10 @@ class Coordinator:
             replayed=call.replayed,
             degraded=degraded,
         )
+
+    async def _refuse_if_spent(self, task_id: str | None) -> None:
+        if task_id is not None and self._may_spend is not None:
+            await self._may_spend(task_id)
 
     async def _settle(self, answered: Answered[ModelReply]) -> Any:
         answered.upstream.answered(answered.permit)

@@ -75,6 +75,20 @@ class Sandbox(Protocol):
         """
         ...
 
+    def probe(self) -> str | None:
+        """Look whether commands can be run as promised; say why not, with the remedy.
+
+        May start a process and take seconds: not for the event loop.
+        """
+        ...
+
+    def refuses_mount(self, host: Path) -> str | None:
+        """Say why a task may not have ``host`` mounted at the same path; None: it may.
+
+        ``run`` looks again: what stands there may change.
+        """
+        ...
+
     async def kill(self, run_dir: Path) -> None:
         """Kill what runs with this ``run_dir`` and wait until it is gone; nothing running is fine."""
         ...

@@ -17,7 +17,11 @@ class Steps(Protocol):
     async def run(
         self, name: str, kind: type[T], action: Callable[[], Awaitable[T]]
     ) -> T:
-        """Run ``action`` or return its recorded result. ``kind`` decodes the record (JSON)."""
+        """Run ``action`` or return its recorded result. ``kind`` decodes the record (JSON).
+
+        While ``action`` raises ``Unavailable`` it is run again; any other exception is
+        recorded as ``StepFailed``.
+        """
         ...
 
 

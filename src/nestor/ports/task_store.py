@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Protocol
 
 import msgspec
@@ -16,6 +17,27 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     priority: str | None = None
     phase: int | None = None
     status: TaskStatus | None = None
+    ended: bool = False
+    """Only tasks in a final status."""
+
+
+class BackendTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tasks of one agent backend came to."""
+
+    ended: int = 0
+    verified: int = 0
+
+
+class TaskTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over all tasks, of one moment. Statuses and backends without a task are absent."""
+
+    tasks: int = 0
+    by_status: dict[str, int] = {}
+    by_backend: dict[str, BackendTotals] = {}
+    iterations: int = 0
+    cost_usd: Decimal = Decimal(0)
+    """Of the tasks whose cost is known."""
+    cost_unknown_tasks: int = 0
 
 
 class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,11 +78,20 @@ class TaskStore(Protocol):
     One call is one transaction: either all it says is stored, or nothing.
     """
 
-    async def add(self, task: Task, *, digest: str, enqueue: bool) -> tuple[Task, bool]:
-        """Store a task and, when ``enqueue``, hand it to the engine in the same commit.
+    async def add(
+        self,
+        task: Task,
+        *,
+        digest: str,
+        enqueue: bool,
+        telemetry: Sequence[Event] = (),
+        live: Sequence[tuple[str, dict[str, Any]]] = (),
+    ) -> tuple[Task, bool]:
+        """Store a task with its first events; when ``enqueue``, hand it to the engine.
 
-        Returns the stored task and True; or, for an id stored before with the same
-        ``digest``, that task and False. Raises ``Conflict`` for another digest.
+        All in one commit. Returns the stored task and True; or, for an id stored before
+        with the same ``digest``, that task and False, and nothing is written. Raises
+        ``Conflict`` for another digest.
         """
         ...
 
@@ -69,7 +100,11 @@ class TaskStore(Protocol):
         ...
 
     async def all(self, which: TaskFilter, *, limit: int = 1000) -> list[Task]:
-        """Read tasks, oldest first."""
+        """Read tasks, newest first; those over ``limit`` are left out."""
+        ...
+
+    async def totals(self) -> TaskTotals:
+        """Add up all tasks, however many there are."""
         ...
 
     async def counts(self) -> dict[str, int]:

@@ -12,9 +12,11 @@ from nestor.model.task import (
     Iteration,
     Outcome,
     Reason,
+    Spent,
     Task,
     TaskStatus,
 )
+from nestor.ports.task_engine import RecoveryLimit
 from nestor.ports.task_store import TaskChange
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.decision import Decision
@@ -22,6 +24,7 @@ from nestor.ralph.parts import Parts, count_tasks, event_of, plain
 from nestor.ralph.records import AgentRun, Checked, Context, Decided, End, Guidance
 from nestor.ralph.turns import Turns
 from nestor.telemetry import metrics
+from nestor.telemetry.redact import redact
 
 
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,21 +87,47 @@ async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decide
 
 async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
     """Hand the work over, then say how the task ended: once."""
-    await p.keys.revoke_scope(f"task:{task.task_id}")
-    branch, detail = None, end.detail
+    branch, detail = None, end.detail or _explain(end, turns)
     if turns.judged and turns.judged != turns.prepared.base:
         try:
             branch = await p.workspaces.deliver(task.task_id, turns.judged)
         except WorkspaceError as error:
             detail = f"{detail} The branch was not delivered: {error}".strip()
+    await _end(
+        p,
+        task,
+        msgspec.structs.replace(end, detail=detail),
+        branch=branch,
+        seconds=turns.spent.seconds,
+    )
+    return end
+
+
+async def give_up(p: Parts, task_id: str, error: Exception) -> None:
+    """End a task that the engine cannot bring to its end; called for any such error."""
+    task = await p.store.get(task_id)
+    reason = Reason.BACKEND_UNAVAILABLE
+    if isinstance(error, RecoveryLimit):
+        reason = Reason.RECOVERY_LIMIT
+    cause = error.__cause__ or error
+    detail = f"Nestor could not go on with it: {type(cause).__name__}: {cause}"
+    end = End(status=TaskStatus.FAILED, reason=reason, detail=redact(detail))
+    await _end(p, task, end, branch=None, seconds=task.spent.seconds)
+
+
+async def _end(
+    p: Parts, task: Task, end: End, *, branch: str | None, seconds: float
+) -> None:
+    await p.keys.revoke_scope(f"task:{task.task_id}")
     iterations = await p.store.iterations(task.task_id)
+    # Calls of an iteration that was cut short are in no record of the loop.
+    meter = await p.router.meter(task.task_id)
     data = {
         "status": end.status,
         "reason": end.reason,
-        "iterations": len(turns.turns),
+        "iterations": len(iterations),
         "success": end.status is TaskStatus.VERIFIED,
     }
-    output = iterations[-1].output_tail if iterations else ""
     stored = await p.store.change(
         task.task_id,
         TaskChange(
@@ -106,9 +135,10 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
             reason=end.reason,
             ended_at=p.clock(),
             branch=branch,
-            detail=detail or _explain(end, turns),
-            output=output,
-            spent=turns.spent,
+            detail=end.detail,
+            output=iterations[-1].output_tail if iterations else "",
+            spent=Spent(usd=meter.cost_usd, tokens=meter.usage.total, seconds=seconds),
+            replayed=meter.replayed,
         ),
         telemetry=[event_of(p, task, events.TASK_COMPLETED, data)],
         live=[("end", data)],
@@ -118,7 +148,6 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
     metrics.TASKS_ENDED.labels(status=stored.status, reason=str(stored.reason)).inc()
     await count_tasks(p.store)
     await p.workspaces.discard(task.task_id)
-    return end
 
 
 def _iteration(

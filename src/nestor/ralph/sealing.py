@@ -1,9 +1,11 @@
 """From what a user wrote to a sealed task: every field checked, nothing changed later."""
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,15 @@ import msgspec
 from nestor.errors import FieldError, InvalidInput
 from nestor.model.access import ADMIN, Principal
 from nestor.model.ids import TASK_ID, new_id, new_trace_id
-from nestor.model.task import Approval, Check, Network, Task, TaskSpec, TaskStatus
+from nestor.model.task import (
+    Approval,
+    Check,
+    Network,
+    Reason,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
 from nestor.ports.agent import AgentBackend
 
 PRIORITIES = ("P0", "P1", "P2", "P3")
@@ -19,9 +29,14 @@ _MAX_ITERATIONS = 100
 _MAX_TEXT = 100_000
 _MAX_LIST = 200
 _MIN_MEMORY = 64 * 1024 * 1024
+_MAX_MEMORY = 1 << 50
+MAX_PHASE = 9999
 _MAX_PROCESSES = 32_768
 _MAX_TIMEOUT_S = 24 * 3600.0
-_PHASE = re.compile(r"P(\d+)-")
+_PHASE = re.compile(r"P([0-9]{1,4})-")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""No command line, path or environment holds these: NUL ends them, the rest is a mistake."""
 
 
 class Sealing(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +45,8 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True):
     backends: Mapping[str, AgentBackend]
     default_backend: str
     max_iterations: int
+    refuses_mount: Callable[[Path], str | None]
+    """``ports.sandbox.Sandbox.refuses_mount``."""
     workspace_roots: tuple[Path, ...] = ()
 
 
@@ -40,7 +57,6 @@ def seal(
 
     Raises ``InvalidInput`` that names every wrong field at once.
     """
-    digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
     sealed = msgspec.structs.replace(
         spec,
         task_id=spec.task_id or new_id(),
@@ -48,16 +64,23 @@ def seal(
         max_iterations=spec.max_iterations or rules.max_iterations,
         phase=spec.phase if spec.phase is not None else _phase(spec.task_id),
     )
-    if errors := [*_text_errors(sealed), *_field_errors(sealed, rules)]:
+    if errors := [
+        *_text_errors(sealed),
+        *_control_errors(sealed),
+        *_field_errors(sealed, rules),
+    ]:
         raise InvalidInput(
             "; ".join(f"{e.field}: {e.message}" for e in errors), *errors
         )
+    digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
     approval = needs_approval(sealed, principal)
     task = Task(
         task_id=sealed.task_id,
         name=sealed.name or _first_line(sealed.goal),
         description=sealed.goal,
         status=TaskStatus.AWAITING_APPROVAL if approval else TaskStatus.QUEUED,
+        reason=Reason.APPROVAL_PENDING if approval else None,
+        detail=approval or "",
         priority=sealed.priority,
         phase=sealed.phase,
         backend=sealed.backend or "",
@@ -136,8 +159,9 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
         ),
         (
             "sandbox.memory_bytes",
-            limit.memory_bytes is not None and limit.memory_bytes < _MIN_MEMORY,
-            "less than 64 MiB",
+            limit.memory_bytes is not None
+            and not _MIN_MEMORY <= limit.memory_bytes <= _MAX_MEMORY,
+            "use 64 MiB to 1 PiB",
         ),
         (
             "sandbox.processes",
@@ -145,26 +169,89 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
             f"use 1 to {_MAX_PROCESSES}",
         ),
         (
-            "test_command",
-            spec.test_command is not None and not spec.test_command,
-            "is empty",
+            "phase",
+            spec.phase is not None and not 0 <= spec.phase <= MAX_PHASE,
+            f"use 0 to {MAX_PHASE}",
         ),
+        ("test_command", _is_empty(spec.test_command), "is empty"),
+        ("command", _is_empty(spec.command), "is empty"),
         *(
-            (f"budget.{name}", value is not None and not value > 0, "must be above 0")
+            (
+                f"budget.{name}",
+                value is not None and not _is_amount(value),
+                "must be a finite number above 0",
+            )
             for name in ("usd", "tokens", "seconds")
             for value in [getattr(spec.budget, name)]
         ),
-        *(
-            (
-                f"mounts.{number}",
-                not Path(mount).is_absolute() or not Path(mount).exists(),
-                "must be an absolute path that exists",
-            )
-            for number, mount in enumerate(spec.mounts)
-        ),
     )
     errors = [FieldError(field, message) for field, bad, message in wrong if bad]
-    return [*errors, *_backend_errors(spec, rules), *_check_errors(spec.checks)]
+    return [
+        *errors,
+        *_backend_errors(spec, rules),
+        *_check_errors(spec.checks),
+        *_mount_errors(spec.mounts, rules),
+    ]
+
+
+def _is_amount(value: Decimal | float) -> bool:
+    # Asked first: to compare a Decimal that is no number raises.
+    finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+    return finite and value > 0
+
+
+def _is_empty(run: str | list[str] | None) -> bool:
+    """Tell whether a command that is given names nothing to run."""
+    if run is None:
+        return False
+    first = run if isinstance(run, str) else (run or [""])[0]
+    return not first.strip()
+
+
+def _mount_errors(mounts: list[str], rules: Sealing) -> Iterator[FieldError]:
+    for number, mount in enumerate(mounts):
+        path = Path(mount)
+        if not path.is_absolute():
+            yield FieldError(f"mounts.{number}", "must be an absolute path")
+        elif not _NOT_TEXT.search(mount) and (why := rules.refuses_mount(path)):
+            yield FieldError(f"mounts.{number}", why)
+
+
+def _control_errors(spec: TaskSpec) -> Iterator[FieldError]:
+    """Name each text that becomes a command, a path or a variable, and cannot be one."""
+    for field, text in _passed_on(spec):
+        if found := _NOT_TEXT.search(text):
+            character = f"U+{ord(found[0]):04X}"
+            yield FieldError(field, f"holds a control character ({character})")
+    for number, check in enumerate(spec.checks):
+        for name in check.env:
+            if not _ENV_NAME.fullmatch(name):
+                message = f"{name[:80]!r} is no name of an environment variable"
+                yield FieldError(f"checks.{number}.env", message)
+
+
+def _passed_on(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    for number, check in enumerate(spec.checks):
+        yield f"checks.{number}.name", check.name
+        yield from _parts(f"checks.{number}.run", check.run)
+        for name, value in check.env.items():
+            # A name that cannot be one is told by itself, not as part of a path.
+            plain = _ENV_NAME.fullmatch(name)
+            yield f"checks.{number}.env" + (f".{name}" if plain else ""), value
+    yield from _parts("test_command", spec.test_command)
+    yield from _parts("command", spec.command)
+    yield from _parts("setup", spec.setup)
+    yield from _parts("mounts", spec.mounts)
+    if spec.workspace is not None:
+        for name in ("repo", "path", "base"):
+            yield from _parts(f"workspace.{name}", getattr(spec.workspace, name))
+
+
+def _parts(field: str, value: str | list[str] | None) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield field, value
+    for number, part in enumerate(value if isinstance(value, list) else []):
+        yield f"{field}.{number}", part
 
 
 def _backend_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
@@ -184,7 +271,7 @@ def _check_errors(checks: list[Check]) -> list[FieldError]:
     names: set[str] = set()
     for number, check in enumerate(checks):
         at = f"checks.{number}"
-        if not check.run or (isinstance(check.run, str) and not check.run.strip()):
+        if _is_empty(check.run):
             errors.append(FieldError(f"{at}.run", "is empty"))
         if not 0 < check.timeout_s <= _MAX_TIMEOUT_S:
             errors.append(

@@ -23,8 +23,15 @@ from nestor.model.task import (
 )
 from nestor.ports.sandbox import Sandbox
 from nestor.ports.task_engine import TaskEngine
-from nestor.ports.task_store import TaskChange, TaskEvent, TaskFilter, TaskStore
+from nestor.ports.task_store import (
+    TaskChange,
+    TaskEvent,
+    TaskFilter,
+    TaskStore,
+    TaskTotals,
+)
 from nestor.ports.workspace import Workspaces
+from nestor.ralph.isolation import Isolation
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
 from nestor.ralph.parts import count_tasks
@@ -66,6 +73,7 @@ class Ralph:
         self._learning = learning
         self._sealing = sealing
         self._clock = clock
+        self._isolation = Isolation(sandbox, clock=clock)
         self._working_since: datetime | None = None
 
     async def start(self) -> None:
@@ -81,7 +89,7 @@ class Ralph:
         await self._relay.stop()
 
     async def submit(self, spec: TaskSpec, principal: Principal) -> Submitted:
-        """Seal and store a task and queue it, in one commit.
+        """Seal and store a task and queue it, or ask for its approval, in one commit.
 
         Raises ``InvalidInput`` naming each wrong field, ``Conflict`` when the id is taken
         by another body, ``Forbidden`` for a repository outside the roots of this key.
@@ -93,10 +101,18 @@ class Ralph:
             # repository.
             self._may_use_repository(task, principal)
             await self._workspaces.inspect(task.spec)
-        waits = task.status is TaskStatus.AWAITING_APPROVAL
-        stored, created = await self._store.add(task, digest=digest, enqueue=not waits)
-        if created and waits:
-            await self._ask(stored)
+        questions = [{"what": q.what, "approval_id": q.id} for q in task.approvals]
+        stored, created = await self._store.add(
+            task,
+            digest=digest,
+            enqueue=task.status is TaskStatus.QUEUED,
+            telemetry=[
+                self._event(task, events.APPROVAL_REQUESTED, data) for data in questions
+            ],
+            live=[("approval", data) for data in questions],
+        )
+        if created:
+            self._relay.nudge()
         counts = await count_tasks(self._store)
         waiting = stored.status is TaskStatus.QUEUED
         position = counts.get(TaskStatus.QUEUED, 0) if waiting else 0
@@ -117,24 +133,20 @@ class Ralph:
             message = "workspace.repo: outside NESTOR_WORKSPACE_ROOTS; this needs an admin key"
             raise Forbidden(message)
 
-    async def _ask(self, task: Task) -> None:
-        question = task.approvals[0]
-        data = {"what": question.what, "approval_id": question.id}
-        await self._store.change(
-            task.task_id,
-            TaskChange(reason=Reason.APPROVAL_PENDING, detail=question.what),
-            telemetry=[self._event(task, events.APPROVAL_REQUESTED, data)],
-            live=[("approval", data)],
-        )
-        self._relay.nudge()
-
     async def approve(
-        self, task_id: str, *, approved: bool, note: str | None, principal: Principal
+        self,
+        task_id: str,
+        *,
+        approved: bool,
+        note: str | None,
+        principal: Principal,
+        action: str | None = None,
     ) -> Task:
-        """Answer the question a task waits with.
+        """Answer the question a task waits with; ``action``: the id of that question.
 
         The key that submitted never approves, an admin's excepted. Raises ``Conflict``
-        when the task does not wait.
+        when the task does not wait, waits with another question, or was answered by
+        somebody else meanwhile.
         """
         task = await self._store.get(task_id)
         if task.status is not TaskStatus.AWAITING_APPROVAL:
@@ -142,10 +154,16 @@ class Ralph:
             raise Conflict(message)
         if task.submitted_by == principal.key_id and not principal.may(ADMIN):
             raise Forbidden("the key that submitted a task cannot approve it")
+        question = task.approvals[0]
+        if action is not None and action != question.id:
+            message = (
+                f"task {task_id} does not wait for {action!r}, but {question.id!r}"
+            )
+            raise Conflict(message)
         now = self._clock()
         answer = Approval(
-            id=task.approvals[0].id,
-            what=task.approvals[0].what,
+            id=question.id,
+            what=question.what,
             approved=approved,
             decided_by=principal.key_id,
             decided_at=now,
@@ -170,13 +188,18 @@ class Ralph:
             unless=frozenset(TaskStatus) - {TaskStatus.AWAITING_APPROVAL},
             enqueue=approved,
         )
+        if changed.approvals != [answer]:
+            message = f"task {task_id} was answered meanwhile: it is {changed.status}"
+            raise Conflict(message)
         self._relay.nudge()
         return changed
 
-    async def cancel(self, task_id: str) -> Task:
+    async def cancel(self, task_id: str, *, by: Principal | None = None) -> Task:
         """Ask for the end. ``cancelled`` shows only once its processes are gone.
 
-        A task that has ended stays as it is (``Conflict``).
+        ``by`` None: the operator in person. Any other key ends the tasks it submitted,
+        an admin's all (``Forbidden``). A task that has ended stays as it is
+        (``Conflict``).
         """
         waiting = TaskChange(
             status=TaskStatus.CANCELLED,
@@ -186,6 +209,10 @@ class Ralph:
             detail="Cancelled before it started.",
         )
         task = await self._store.get(task_id)
+        if by is not None and task.submitted_by != by.key_id and not by.may(ADMIN):
+            raise Forbidden(
+                "only the key that submitted a task, or an admin's, ends it"
+            )
         data = _end(waiting)
         task = await self._store.change(
             task_id,
@@ -204,32 +231,18 @@ class Ralph:
         self._relay.nudge()
         return task
 
-    async def failed(self, task_id: str, reason: Reason, detail: str) -> None:
-        """Note that the engine gave up on a task: a fault of ours, or its fifth recovery."""
-        task = await self._store.get(task_id)
-        change = TaskChange(
-            status=TaskStatus.FAILED,
-            reason=reason,
-            ended_at=self._clock(),
-            detail=detail,
-        )
-        data = _end(change)
-        await self._store.change(
-            task_id,
-            change,
-            telemetry=[self._event(task, events.TASK_COMPLETED, data)],
-            live=[("end", data)],
-            unless=FINAL_STATUSES,
-        )
-        self._relay.nudge()
-
     async def get(self, task_id: str) -> Task:
         """Read one task. Raises ``NotFound``."""
         return await self._store.get(task_id)
 
-    async def all(self, which: TaskFilter) -> list[Task]:
-        """Read tasks, oldest first."""
-        return await self._store.all(which)
+    async def newest(self, which: TaskFilter, *, limit: int) -> tuple[list[Task], bool]:
+        """Read the newest tasks, newest first, and tell whether there are older ones."""
+        found = await self._store.all(which, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    async def totals(self) -> TaskTotals:
+        """Add up all tasks."""
+        return await self._store.totals()
 
     async def counts(self) -> dict[str, int]:
         """Count tasks by status."""
@@ -273,7 +286,6 @@ class Ralph:
         except Unavailable as error:
             database = HealthStatus.UNHEALTHY, str(error)
         working = self._working_since is not None
-        none = self._sandbox.name == "none"
         return [
             Dependency(
                 name="database",
@@ -289,14 +301,7 @@ class Ralph:
                 last_observed=now,
                 required=True,
             ),
-            Dependency(
-                name="sandbox",
-                status=HealthStatus.DEGRADED if none else HealthStatus.HEALTHY,
-                message="agents run WITHOUT isolation (NESTOR_SANDBOX=none)"
-                if none
-                else self._sandbox.name,
-                last_observed=now,
-            ),
+            await self._isolation.dependency(),
         ]
 
     def _event(self, task: Task, kind: str, data: dict[str, Any]) -> events.Event:

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from nestor.coordinator.chat import ChatStream
@@ -91,9 +92,21 @@ async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 @get("/keys", opt={"scope": "admin"})
-async def keys(request: Request[Any, Any, Any]) -> dict[str, list[ApiKey]]:
-    """List the keys, never their secrets."""
-    return {"keys": await _parts(request).keys.all()}
+async def keys(
+    request: Request[Any, Any, Any],
+    every: Annotated[bool, QueryParameter(name="all")] = False,
+) -> dict[str, list[ApiKey]]:
+    """List the keys, never their secrets.
+
+    Revoked keys of a task's iterations are many and of no more use: only with ``all``.
+    """
+    found = await _parts(request).keys.all()
+    return {"keys": [key for key in found if every or not _spent(key)]}
+
+
+def _spent(key: ApiKey) -> bool:
+    of_a_task = any(scope.startswith("task:") for scope in key.scopes)
+    return of_a_task and key.revoked_at is not None
 
 
 @post("/keys", status_code=201, opt={"scope": "admin"})

@@ -7,16 +7,22 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
+from litestar.di import Provide
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from nestor.errors import InvalidInput
-from nestor.model.task import FINAL_STATUSES, Task, TaskSpec, TaskStatus
+from nestor.model.access import ADMIN, Principal
+from nestor.model.task import FINAL_STATUSES, Check, Task, TaskSpec, TaskStatus
 from nestor.ports.task_store import TaskFilter
+from nestor.ralph.sealing import MAX_PHASE, PRIORITIES
 from nestor.wiring import Nestor
 
 _KEEP_ALIVE_S = 15.0
 _LIVE_POLL_S = 0.1
+_MAX_DIGITS = 15
+_HIDDEN = "[hidden]"
+"""Instead of a value that only an admin's key may read."""
 
 
 class Approve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,11 +30,45 @@ class Approve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     approved: bool
     action: str | None = None
+    """Id of the approval that is meant; given: a 409 when the task waits for another."""
     note: str | None = None
 
 
-def task_view(task: Task) -> dict[str, Any]:
-    """Shape a task for clients: what it is, where it stands, what it used."""
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tasks a view shows, and how many at most: the newest."""
+
+    which: TaskFilter
+    limit: int
+
+
+async def listing(
+    priority: str | None = None,
+    phase: int | None = None,
+    of: Annotated[str | None, QueryParameter(name="status")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 200,
+) -> Listing:
+    """Read the query of every view that lists tasks. Raises ``InvalidInput``."""
+    if priority is not None and priority not in PRIORITIES:
+        known = ", ".join(PRIORITIES)
+        raise InvalidInput.at("priority", f"{priority!r} is not one of: {known}")
+    if phase is not None and not 0 <= phase <= MAX_PHASE:
+        raise InvalidInput.at("phase", f"use 0 to {MAX_PHASE}")
+    if of is not None and of not in set(TaskStatus):
+        known = ", ".join(TaskStatus)
+        raise InvalidInput.at("status", f"{of!r} is not one of: {known}")
+    wanted = TaskStatus(of) if of else None
+    which = TaskFilter(priority=priority, phase=phase, status=wanted)
+    return Listing(which=which, limit=limit)
+
+
+_LISTING = {"shown": Provide(listing)}
+
+
+def task_view(task: Task, reader: Principal) -> dict[str, Any]:
+    """Shape a task for clients: what it is, where it stands, what it used.
+
+    What its checks find in their environment may be secret: the values are the admin's.
+    """
     budget = msgspec.to_builtins(task.budget)
     spent = task.spent
     return {
@@ -56,7 +96,7 @@ def task_view(task: Task) -> dict[str, Any]:
         or (task.spec.workspace.repo if task.spec.workspace else None),
         "branch": task.branch,
         "base": task.base,
-        "checks": [msgspec.to_builtins(check) for check in task.spec.all_checks],
+        "checks": [_check_view(check, reader) for check in task.spec.all_checks],
         "protected": task.spec.protected,
         "guard_only": task.spec.guard_only,
         "approvals": [msgspec.to_builtins(approval) for approval in task.approvals],
@@ -67,6 +107,13 @@ def task_view(task: Task) -> dict[str, Any]:
         "cancel_requested": task.cancel_requested,
         "trace_id": task.trace_id,
     }
+
+
+def _check_view(check: Check, reader: Principal) -> dict[str, Any]:
+    view: dict[str, Any] = msgspec.to_builtins(check)
+    if not reader.may(ADMIN):
+        view["env"] = dict.fromkeys(check.env, _HIDDEN)
+    return view
 
 
 def _money(value: Decimal) -> str:
@@ -87,35 +134,27 @@ async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[An
     return Response(body, status_code=202 if done.created else 200)
 
 
-@get("/status", opt={"scope": "read"})
-async def status(
-    request: Request[Any, Any, Any],
-    priority: str | None = None,
-    phase: int | None = None,
-    of: Annotated[str | None, QueryParameter(name="status")] = None,
-) -> dict[str, Any]:
-    """All tasks, counts by status, and what works on them."""
+@get("/status", opt={"scope": "read"}, dependencies=_LISTING)
+async def status(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+    """The newest tasks, counts of all by status, and what works on them."""
     nestor: Nestor = request.app.state.nestor
-    tasks = await nestor.ralph.all(_filter(priority, phase, of))
     return {
-        "tasks": [task_view(task) for task in tasks],
+        **await _tasks(request, shown),
         "counts": await nestor.ralph.counts(),
         "workers": await nestor.ralph.workers(),
     }
 
 
-@get("/results", opt={"scope": "read"})
-async def results(
-    request: Request[Any, Any, Any],
-    priority: str | None = None,
-    phase: int | None = None,
-    of: Annotated[str | None, QueryParameter(name="status")] = None,
-) -> dict[str, Any]:
-    """How ended tasks ended."""
+@get("/results", opt={"scope": "read"}, dependencies=_LISTING)
+async def results(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+    """How ended tasks ended, newest first; ``truncated``: there are older ones."""
     nestor: Nestor = request.app.state.nestor
-    tasks = await nestor.ralph.all(_filter(priority, phase, of))
-    ended = [task for task in tasks if task.status in FINAL_STATUSES]
-    return {"results": [await _result(nestor, task) for task in ended]}
+    which = msgspec.structs.replace(shown.which, ended=True)
+    ended, truncated = await nestor.ralph.newest(which, limit=shown.limit)
+    return {
+        "results": [await _result(nestor, task) for task in ended],
+        "truncated": truncated,
+    }
 
 
 async def _result(nestor: Nestor, task: Task) -> dict[str, Any]:
@@ -138,24 +177,33 @@ async def _result(nestor: Nestor, task: Task) -> dict[str, Any]:
         "tokens": task.spent.tokens,
         "duration_s": seconds,
         "branch": task.branch,
+        "protected": task.spec.protected,
+        "guard_only": task.spec.guard_only,
         "replayed": task.replayed,
         "sandboxed": task.sandboxed,
     }
 
 
-@get("/tasks", opt={"scope": "read"})
-async def tasks(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """All tasks, oldest first."""
+@get("/tasks", opt={"scope": "read"}, dependencies=_LISTING)
+async def tasks(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+    """The newest tasks, newest first; ``truncated``: there are older ones."""
+    return await _tasks(request, shown)
+
+
+async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
     nestor: Nestor = request.app.state.nestor
-    found = await nestor.ralph.all(TaskFilter())
-    return {"tasks": [task_view(task) for task in found]}
+    found, truncated = await nestor.ralph.newest(shown.which, limit=shown.limit)
+    return {
+        "tasks": [task_view(task, request.user) for task in found],
+        "truncated": truncated,
+    }
 
 
 @get("/tasks/{task_id:str}", opt={"scope": "read"})
 async def task(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
     """One task."""
     nestor: Nestor = request.app.state.nestor
-    return task_view(await nestor.ralph.get(task_id))
+    return task_view(await nestor.ralph.get(task_id), request.user)
 
 
 @get("/tasks/{task_id:str}/iterations", opt={"scope": "read"})
@@ -183,17 +231,21 @@ async def events(request: Request[Any, Any, Any], task_id: str) -> Stream:
     """Live, as Server-Sent Events; ``Last-Event-ID`` resumes after that one."""
     nestor: Nestor = request.app.state.nestor
     await nestor.ralph.get(task_id)
-    try:
-        after = int(request.headers.get("last-event-id", "0"))
-    except ValueError as error:
-        raise InvalidInput.at("Last-Event-ID", "not a number") from error
+    after = _last_event(request.headers.get("last-event-id", "0"))
     return Stream(
         lambda: _follow(nestor, task_id, after), media_type="text/event-stream"
     )
 
 
+def _last_event(text: str) -> int:
+    # Counted first: digits without end take time to read.
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise InvalidInput.at("Last-Event-ID", "must be the number of an event")
+    return int(text)
+
+
 async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[bytes]:
-    quiet = 0.0
+    quiet = _KEEP_ALIVE_S
     yield b": connected\n\n"
     while True:
         found = await nestor.ralph.live(task_id, after=after)
@@ -205,6 +257,11 @@ async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[byt
                 return
         quiet = 0.0 if found else quiet + _LIVE_POLL_S
         if quiet >= _KEEP_ALIVE_S:
+            # Who has read ``end`` already, or resumes after it, waits for nothing.
+            if (await nestor.ralph.get(task_id)).status in FINAL_STATUSES and not (
+                await nestor.ralph.live(task_id, after=after)
+            ):
+                return
             quiet = 0.0
             yield b": keep-alive\n\n"
         await asyncio.sleep(_LIVE_POLL_S)
@@ -218,7 +275,8 @@ async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[byt
 async def cancel(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
     """Ask for the end; the status says ``cancelled`` once no process is left."""
     nestor: Nestor = request.app.state.nestor
-    return task_view(await nestor.ralph.cancel(task_id))
+    cancelled = await nestor.ralph.cancel(task_id, by=request.user)
+    return task_view(cancelled, request.user)
 
 
 @post("/tasks/{task_id:str}/approve", status_code=202, opt={"scope": "approve"})
@@ -228,45 +286,24 @@ async def approve(
     """Answer a task that waits for a person."""
     nestor: Nestor = request.app.state.nestor
     answered = await nestor.ralph.approve(
-        task_id, approved=data.approved, note=data.note, principal=request.user
+        task_id,
+        approved=data.approved,
+        note=data.note,
+        principal=request.user,
+        action=data.action,
     )
-    return task_view(answered)
+    return task_view(answered, request.user)
 
 
 @get("/stats", opt={"scope": "read"})
 async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Totals over all tasks that this store knows."""
     nestor: Nestor = request.app.state.nestor
-    found = await nestor.ralph.all(TaskFilter())
-    ended = [task for task in found if task.status in FINAL_STATUSES]
-    backends = sorted({task.backend for task in found})
-    costs = [task.spent.usd for task in found]
-    known = [cost for cost in costs if cost is not None]
+    totals = await nestor.ralph.totals()
     return {
-        "tasks": len(found),
-        "by_status": await nestor.ralph.counts(),
-        "by_backend": {
-            name: {
-                "ended": sum(task.backend == name for task in ended),
-                "verified": sum(
-                    task.backend == name and task.success for task in ended
-                ),
-            }
-            for name in backends
-        },
-        "iterations": sum(task.iteration for task in found),
-        "cost_usd": _money(sum(known, Decimal(0))),
-        "cost_unknown_tasks": len(costs) - len(known),
+        **msgspec.to_builtins(totals),
+        "cost_usd": _money(totals.cost_usd),
     }
-
-
-def _filter(priority: str | None, phase: int | None, of: str | None) -> TaskFilter:
-    if of is not None and of not in set(TaskStatus):
-        known = ", ".join(TaskStatus)
-        raise InvalidInput.at("status", f"{of!r} is not one of: {known}")
-    return TaskFilter(
-        priority=priority, phase=phase, status=TaskStatus(of) if of else None
-    )
 
 
 def handlers() -> list[Any]:

@@ -16,21 +16,37 @@ log = get_logger(__name__)
 LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
 
 
-def run(settings: Settings, *, ready: Callable[[dict[str, str]], None]) -> None:
+def run(
+    settings: Settings,
+    *,
+    ready: Callable[[dict[str, str]], None],
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
-    ``ready`` is told ``{layer: URL}`` once every layer answers. Raises ``Misconfigured``
+    ``ready`` is told ``{layer: URL}`` once every layer answers, ``stopping`` is called at
+    the first of those signals. Raises ``Misconfigured``
     (a port or the folder is taken) before anything has been made.
     """
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_run(settings, ready))
+        runner.run(_run(settings, ready, stopping))
 
 
-async def _run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
+async def _run(
+    settings: Settings,
+    ready: Callable[[dict[str, str]], None],
+    stopping: Callable[[], None],
+) -> None:
     stop = asyncio.Event()
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            stopping()
+
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stop.set)
+        loop.add_signal_handler(signal_number, end)
     wanted = {layer: (settings.host, _port(settings, layer)) for layer in LAYERS}
     # A second start on the same folder would find its ports taken: say the cause first.
     refuse_if_running(settings)
@@ -44,7 +60,7 @@ async def _run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> N
             async def begin() -> None:
                 await nestor.ralph.start()
                 nestor.folder.write_run_file(ports, datetime.now(UTC))
-                log.info("ready", **{f"{layer}_port": p for layer, p in ports.items()})
+                log.debug("ready", **{f"{layer}_port": p for layer, p in ports.items()})
                 ready(urls)
 
             try:

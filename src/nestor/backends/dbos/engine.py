@@ -23,8 +23,10 @@ from nestor.ports.task_engine import (
     StepFailed,
     Workflow,
 )
+from nestor.telemetry.logs import get_logger
 
 T = TypeVar("T")
+_log = get_logger("nestor.engine")
 
 LOOP_PROTOCOL = "1"
 """Raise it when recorded steps no longer fit the workflow's code: DBOS replays a
@@ -37,6 +39,8 @@ _APPLICATION = "nestor"
 _WORKFLOW = "nestor.task"
 _QUEUE = "nestor-tasks"
 _REPORT_AGAIN_S = 1.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
 _WAITING = frozenset({"ENQUEUED", "DELAYED"})
 
 
@@ -295,7 +299,10 @@ class DbosEngine:
 
 
 class _DbosSteps:
-    """``ports.task_engine.Steps``. Even the first result is decoded from its record."""
+    """``ports.task_engine.Steps``. Even the first result is decoded from its record.
+
+    A dependency that does not answer is no result: the action runs again until it does.
+    """
 
     async def run(
         self, name: str, kind: type[T], action: Callable[[], Awaitable[T]]
@@ -305,7 +312,7 @@ class _DbosSteps:
         async def call() -> dict[str, Any]:
             nonlocal cause
             try:
-                record = encode({"value": await action()})
+                record = encode({"value": await _until_available(name, action)})
             except Exception as error:  # noqa: BLE001 - recorded, so a replay fails alike
                 cause = error
                 record = encode({"error": f"{type(error).__name__}: {error}"})
@@ -315,6 +322,18 @@ class _DbosSteps:
         if "error" in record:
             raise StepFailed(f"step {name}: {record['error']}") from cause
         return msgspec.convert(record["value"], kind, str_keys=True)
+
+
+async def _until_available(name: str, action: Callable[[], Awaitable[T]]) -> T:
+    """Run ``action`` until it does not raise ``Unavailable``; the engine's stop cancels."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await action()
+        except Unavailable as error:
+            _log.warning("step_waits", step=name, error=str(error), pause_s=pause_s)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
 def _workflow_id(task_id: str, attempt: int) -> str:

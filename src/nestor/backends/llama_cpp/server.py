@@ -54,6 +54,21 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def refuse_model_file(path: Path) -> None:
+    """Raise ``Misconfigured`` when no child could serve this file; makes nothing."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        message = f"LOCAL_MODEL: {error.strerror}: {path}"
+        raise Misconfigured(message) from error
+    if magic != _MAGIC:
+        raise Misconfigured(f"LOCAL_MODEL: not a GGUF file: {path}")
+    if importlib.util.find_spec("xllamacpp") is None:
+        message = "LOCAL_MODEL: llama.cpp is not installed: pip install nestor[local]"
+        raise Misconfigured(message)
+
+
 class LlamaCppServer:
     """Starts the child, starts it again with growing pauses when it dies, ends it.
 
@@ -170,19 +185,7 @@ class LlamaCppServer:
     def _check(self) -> None:
         if self._supervisor is not None:
             raise Misconfigured("local model: started twice")
-        try:
-            with self._model_path.open("rb") as file:
-                magic = file.read(len(_MAGIC))
-        except OSError as error:
-            message = f"LOCAL_MODEL: {error.strerror}: {self._model_path}"
-            raise Misconfigured(message) from error
-        if magic != _MAGIC:
-            raise Misconfigured(f"LOCAL_MODEL: not a GGUF file: {self._model_path}")
-        if importlib.util.find_spec("xllamacpp") is None:
-            message = (
-                "LOCAL_MODEL: llama.cpp is not installed: pip install nestor[local]"
-            )
-            raise Misconfigured(message)
+        refuse_model_file(self._model_path)
 
     async def _supervise(self) -> None:
         pause = _FIRST_PAUSE_S

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nestor.backends.sandbox.forwarder import Forwarder
 from nestor.backends.sandbox.guarded import BRIDGE, Launch, kill_guarded, run_guarded
-from nestor.backends.sandbox.mounts import checked, user_homes
+from nestor.backends.sandbox.mounts import checked, refuses, user_homes
 from nestor.errors import SandboxError
 from nestor.model.task import Network
 from nestor.ports.sandbox import SandboxResult, SandboxRun
@@ -121,6 +121,10 @@ class BubblewrapSandbox:
                 slirp4netns=_slirp4netns() if run.network is Network.FULL else None,
             )
             return await run_guarded(run, launch)
+
+    def refuses_mount(self, host: Path) -> str | None:
+        """See ``ports.sandbox.Sandbox.refuses_mount``."""
+        return refuses(host, home=self._home)
 
     async def kill(self, run_dir: Path) -> None:
         """See ``ports.sandbox.Sandbox.kill``."""

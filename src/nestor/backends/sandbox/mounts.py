@@ -32,7 +32,17 @@ def checked(run: SandboxRun, *, home: Path) -> list[Mount]:
     return [_checked(mount, home=home.resolve(), run_dir=run.run_dir.resolve()) for mount in run.mounts]  # fmt: skip
 
 
-def _checked(mount: Mount, *, home: Path, run_dir: Path) -> Mount:
+def refuses(host: Path, *, home: Path) -> str | None:
+    """Say why a task may not have ``host`` mounted at its own path; None: it may."""
+    mount = Mount(host=host, inside=str(host))
+    try:
+        _checked(mount, home=home.resolve(), run_dir=None)
+    except SandboxError as error:
+        return str(error)
+    return None
+
+
+def _checked(mount: Mount, *, home: Path, run_dir: Path | None) -> Mount:
     inside = PurePosixPath(mount.inside)
     if not inside.is_absolute() or ".." in inside.parts or "\0" in mount.inside:
         raise SandboxError(f"mount {mount.inside}: not an absolute path")
@@ -44,6 +54,8 @@ def _checked(mount: Mount, *, home: Path, run_dir: Path) -> Mount:
         kind = host.stat().st_mode
     except OSError as error:
         raise SandboxError(f"mount {mount.host}: {error.strerror}") from error
+    except RuntimeError as error:  # links in a circle
+        raise SandboxError(f"mount {mount.host}: {error}") from error
     if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
         raise SandboxError(f"mount {mount.host}: neither a folder nor a file")
     if why := _refused(host, home=home, run_dir=run_dir):
@@ -52,9 +64,9 @@ def _checked(mount: Mount, *, home: Path, run_dir: Path) -> Mount:
 
 
 def _refused(  # noqa: PLR0911 - one reason a line
-    host: Path, *, home: Path, run_dir: Path
+    host: Path, *, home: Path, run_dir: Path | None
 ) -> str | None:
-    if run_dir.is_relative_to(host) or host.is_relative_to(run_dir):
+    if run_dir and (run_dir.is_relative_to(host) or host.is_relative_to(run_dir)):
         return "it shows the run folder"
     if home.is_relative_to(host):
         return "it shows the data folder"

@@ -15,7 +15,7 @@ from nestor.backends.sandbox.guarded import (
     make_private,
     run_guarded,
 )
-from nestor.backends.sandbox.mounts import checked
+from nestor.backends.sandbox.mounts import checked, refuses
 from nestor.errors import SandboxError
 from nestor.model.task import Network
 from nestor.ports.sandbox import Mount, SandboxResult, SandboxRun
@@ -71,6 +71,10 @@ class NoSandbox:
                 isolated=False,
             )
             return await run_guarded(run, launch)
+
+    def refuses_mount(self, host: Path) -> str | None:
+        """See ``ports.sandbox.Sandbox.refuses_mount``."""
+        return refuses(host, home=self._home)
 
     async def kill(self, run_dir: Path) -> None:
         """See ``ports.sandbox.Sandbox.kill``."""

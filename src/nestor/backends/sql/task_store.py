@@ -1,7 +1,9 @@
 """Tasks, iterations, live events and the telemetry outbox in SQL."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -13,14 +15,29 @@ from nestor.backends.sql.database import Database
 from nestor.backends.sql.rows import encode, insert, time_text
 from nestor.errors import Conflict, NotFound
 from nestor.model.event import Event
-from nestor.model.task import Iteration, Task, TaskStatus
-from nestor.ports.task_store import TaskChange, TaskEvent, TaskFilter
+from nestor.model.task import FINAL_STATUSES, Iteration, Spent, Task, TaskStatus
+from nestor.ports.task_store import (
+    BackendTotals,
+    TaskChange,
+    TaskEvent,
+    TaskFilter,
+    TaskTotals,
+)
 
 Enqueue = Callable[[Connection, str, int], None]
 """``enqueue(connection, task_id, priority)`` inside the caller's transaction."""
 
 _BATCH = 500
 _PRIORITIES = ("P0", "P1", "P2", "P3")
+
+
+class _Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a ``Task`` that is added up; the rest is not decoded."""
+
+    status: TaskStatus
+    backend: str
+    iteration: int = 0
+    spent: Spent = Spent()
 
 
 class SqlTaskStore:
@@ -43,8 +60,13 @@ class SqlTaskStore:
         *,
         digest: str,
         enqueue: bool,
+        telemetry: Sequence[Event] = (),
+        live: Sequence[tuple[str, dict[str, Any]]] = (),
     ) -> tuple[Task, bool]:
-        """Store a task and hand it to the engine in one commit. Raises ``Conflict``."""
+        """Store a task, its first events and its place in the queue: all or nothing.
+
+        Raises ``Conflict`` when the id is taken by another digest.
+        """
         async with self._database.write() as connection:
             added = await connection.execute(
                 insert(self._database, schema.task)
@@ -65,6 +87,8 @@ class SqlTaskStore:
                         f"task_id: {task.task_id} was submitted before with another body"
                     )
                 return _task(row.body), False
+            await self._write_telemetry(connection, telemetry)
+            await self._write_live(connection, task.task_id, live)
             if enqueue:
                 await self._hand_over(connection, task)
         return task, True
@@ -75,10 +99,12 @@ class SqlTaskStore:
             return await _read(connection, task_id)
 
     async def all(self, which: TaskFilter, *, limit: int = 1000) -> list[Task]:
-        """Read tasks, oldest first."""
+        """Read tasks, newest first; those over ``limit`` are left out."""
         query = select(schema.task.c.body).order_by(
-            schema.task.c.created_at, schema.task.c.task_id
+            schema.task.c.created_at.desc(), schema.task.c.task_id.desc()
         )
+        if which.ended:
+            query = query.where(schema.task.c.status.in_(sorted(FINAL_STATUSES)))
         for column, wanted in (
             (schema.task.c.priority, which.priority),
             (schema.task.c.phase, which.phase),
@@ -98,6 +124,26 @@ class SqlTaskStore:
         async with self._database.read() as connection:
             rows = await connection.execute(query)
             return dict(rows.all())
+
+    async def totals(self) -> TaskTotals:
+        """Add up all tasks, however many there are, as they stand at one moment."""
+        query = (
+            select(schema.task.c.task_id, schema.task.c.body)
+            .order_by(schema.task.c.task_id)
+            .limit(_BATCH)
+        )
+        sums, last = _Sums(), ""
+        async with self._database.read() as connection:
+            while True:
+                page = await connection.execute(
+                    query.where(schema.task.c.task_id > last)
+                )
+                rows = page.all()
+                for row in rows:
+                    sums.add(msgspec.json.decode(row.body, type=_Counted))
+                if len(rows) < _BATCH:
+                    return sums.totals()
+                last = rows[-1].task_id
 
     async def change(
         self,
@@ -124,15 +170,8 @@ class SqlTaskStore:
                 )
             if iteration is not None:
                 await self._write_iteration(connection, task_id, iteration)
-            if telemetry:
-                await connection.execute(
-                    insert(self._database, schema.event_outbox).on_conflict_do_nothing(
-                        index_elements=["id"]
-                    ),
-                    [{"id": one.id, "event": encode(one)} for one in telemetry],
-                )
-            if live:
-                await self._write_live(connection, task_id, live)
+            await self._write_telemetry(connection, telemetry)
+            await self._write_live(connection, task_id, live)
             if enqueue:
                 await self._hand_over(connection, after)
         return after
@@ -215,12 +254,26 @@ class SqlTaskStore:
             .on_conflict_do_update(index_elements=["task_id", "n"], set_={"body": body})
         )
 
+    async def _write_telemetry(
+        self, connection: AsyncConnection, telemetry: Sequence[Event]
+    ) -> None:
+        if not telemetry:
+            return
+        await connection.execute(
+            insert(self._database, schema.event_outbox).on_conflict_do_nothing(
+                index_elements=["id"]
+            ),
+            [{"id": one.id, "event": encode(one)} for one in telemetry],
+        )
+
     async def _write_live(
         self,
         connection: AsyncConnection,
         task_id: str,
         live: Sequence[tuple[str, dict[str, Any]]],
     ) -> None:
+        if not live:
+            return
         # The task's row is locked, so nobody else counts on from the same number.
         last = await connection.scalar(
             select(func.max(schema.task_event.c.id)).where(
@@ -240,6 +293,45 @@ class SqlTaskStore:
                 }
                 for n, (kind, data) in enumerate(live, (last or 0) + 1)
             ],
+        )
+
+
+class _Sums:
+    """Adds tasks up."""
+
+    def __init__(self) -> None:
+        self._tasks = self._iterations = self._unknown = 0
+        self._by_status: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._verified: Counter[str] = Counter()
+        self._backends: set[str] = set()
+        self._cost = Decimal(0)
+
+    def add(self, one: _Counted) -> None:
+        self._tasks += 1
+        self._iterations += one.iteration
+        self._by_status[one.status] += 1
+        self._backends.add(one.backend)
+        self._ended[one.backend] += one.status in FINAL_STATUSES
+        self._verified[one.backend] += one.status is TaskStatus.VERIFIED
+        if one.spent.usd is None:
+            self._unknown += 1
+        else:
+            self._cost += one.spent.usd
+
+    def totals(self) -> TaskTotals:
+        return TaskTotals(
+            tasks=self._tasks,
+            by_status=dict(self._by_status),
+            by_backend={
+                name: BackendTotals(
+                    ended=self._ended[name], verified=self._verified[name]
+                )
+                for name in sorted(self._backends)
+            },
+            iterations=self._iterations,
+            cost_usd=self._cost,
+            cost_unknown_tasks=self._unknown,
         )
 
 

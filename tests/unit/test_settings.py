@@ -1,0 +1,88 @@
+"""Settings that are wrong say which one, where it stands, and what to write instead."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nestor.errors import Misconfigured
+from nestor.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("NESTOR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NESTOR_HOME", str(tmp_path / "home"))
+
+
+def said() -> str:
+    with pytest.raises(Misconfigured) as caught:
+        Settings.load()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"workers = 2\nhost = \n", "nestor.toml: Invalid value (at line 2, column 8)"),
+        (b"\nhosts = [", "nestor.toml: Invalid value (at line 2, the end)"),
+        (b"a = 1\nb = '\xff'", "nestor.toml: not UTF-8 text (at line 2)"),
+        (b"bogus = 1", "nestor.toml: bogus: unknown setting"),
+        (b"[ralph]\nport = 1", "nestor.toml: ralph: unknown setting"),
+        (b"local_model = 'm'", "nestor.toml: NESTOR_LOCAL_MODEL needs"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_blamed_on_the_file(
+    text: bytes, message: str
+) -> None:
+    Path("nestor.toml").write_bytes(text)
+    assert said().startswith(message)
+
+
+def test_a_wrong_value_is_blamed_on_the_place_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("nestor.toml").write_text("ralph_port = 'many'\n")
+    assert said().startswith("nestor.toml: ralph_port: ")
+    monkeypatch.setenv("NESTOR_RALPH_PORT", "lots")
+    assert said().startswith("NESTOR_RALPH_PORT: ")
+
+
+def test_a_folder_in_the_place_of_the_file_is_said() -> None:
+    Path("nestor.toml").mkdir()
+    assert said().startswith("nestor.toml: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("API_KEY", "abc", "NESTOR_API_KEY: too short: 3 characters, at least 16"),
+        ("API_KEY", "a key with some spaces", "NESTOR_API_KEY: use ASCII"),
+        (
+            "DATABASE_URL",
+            "postgresql+psycopg://a:secret@b/c",
+            "NESTOR_DATABASE_URL: PostgreSQL is not supported yet; use sqlite:///PATH",
+        ),
+        ("DATABASE_URL", "nestor.db", "NESTOR_DATABASE_URL: not a database that"),
+        ("LOCAL_MODEL", "m", "NESTOR_LOCAL_MODEL needs NESTOR_LOCAL_BASE_URL"),
+        ("LOCAL_BASE_URL", "http://x/v1", "NESTOR_LOCAL_BASE_URL needs NESTOR_LOCAL_"),
+        ("REMOTE_MODEL", "m", "NESTOR_REMOTE_MODEL needs NESTOR_REMOTE_BASE_URL"),
+        ("REMOTE_BASE_URL", "http://x/v1", "NESTOR_REMOTE_BASE_URL needs NESTOR_REM"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_the_full_name_of_its_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"NESTOR_{name}", value)
+    assert said().startswith(message)
+    assert value not in said() or name != "API_KEY"
+
+
+def test_a_long_key_and_a_sqlite_url_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NESTOR_API_KEY", "k" * 16)
+    monkeypatch.setenv("NESTOR_DATABASE_URL", "sqlite:////data/nestor.db")
+    assert Settings.load().database == "sqlite:////data/nestor.db"
