@@ -55,7 +55,7 @@ bench: setup ## Measure start-up time and idle memory; results go to bench/resul
 	$(BIN)/python tools/measure_start.py
 
 docs: setup ## Write docs/reference/ anew from the code.
-	$(BIN)/python tools/make_reference.py
+	$(BIN)/python -m tools.make_reference
 
 clean: ## Remove everything that make has made.
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from http_reference import details
+from tools.http_reference import details
 
 from nestor import settings
 from nestor.cli.main import EXIT_CODES, app

@@ -32,13 +32,13 @@ class Excerpt(Screen):
         self._ended = text.startswith("9")
         super().heading(text)
 
-    def line(self, text: object = "", style: str = "") -> None:
+    def line(self, text: object = "", style: str = "", *, hang: int = 0) -> None:
         # After the last table come the lines that say how it ended.
         self._wanted = self._wanted or (
             self._ended and str(text).startswith("verified")
         )
         if self._wanted:
-            super().line(text, style)
+            super().line(text, style, hang=hang)
 
     def table(
         self,

@@ -142,7 +142,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def test_the_reference_pages_are_what_the_code_says(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "tools/make_reference.py", str(tmp_path)], cwd=ROOT, check=True
+        [sys.executable, "-m", "tools.make_reference", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
     )
     written = {page.name: page.read_text() for page in tmp_path.iterdir()}
     committed = {

@@ -233,7 +233,7 @@ class Coordinator:
         if model in set(Mode):
             if not self._upstreams:
                 raise Unavailable(
-                    "no model is configured: set LOCAL_MODEL or REMOTE_MODEL"
+                    "no model is configured: set NESTOR_LOCAL_MODEL or NESTOR_REMOTE_MODEL"
                 )
             decision = self._decide(Mode(model), iteration, field="model")
             first = [u for u in self._upstreams if u.deployment.side == decision.side]

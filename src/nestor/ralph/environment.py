@@ -94,9 +94,8 @@ class Environments:
             )
             if result.exit_code != 0:
                 how = "time limit" if result.timed_out else f"exit {result.exit_code}"
-                message = f"setup.{number - 1}: {command!r} failed ({how}): " + redact(
-                    result.output[-1500:].strip()
-                )
+                said = redact("\n".join(result.output.strip().splitlines()[-12:]))
+                message = f"setup.{number - 1}: `{command}` failed ({how}):\n{said}"
                 raise WorkspaceError(message)
 
 

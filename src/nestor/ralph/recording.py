@@ -176,7 +176,13 @@ def _iteration(
         usage=meter.usage,
         cost_usd=meter.cost_usd if meter.calls else Decimal(0),
         blocked_reason=turn.decision.blocked,
-        output_tail=agent.summary or agent.output_tail,
+        # What it says of itself, and where it failed also what it printed.
+        output_tail="\n".join(
+            part
+            for part in (agent.summary, agent.output_tail if agent.failure else "")
+            if part
+        )
+        or agent.output_tail,
         left_out=turn.snapshot.left_out,
         protected_restored=turn.checked.restored,
     )

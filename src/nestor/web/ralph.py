@@ -223,7 +223,7 @@ async def diff(request: Request[Any, Any, Any], task_id: str) -> Response[str]:
     """The newest snapshot against the base, as a unified diff."""
     nestor: Nestor = request.app.state.nestor
     text = await nestor.ralph.diff(task_id)
-    return Response(text, media_type="text/plain; charset=utf-8")
+    return Response(text, media_type="text/plain")
 
 
 @get("/tasks/{task_id:str}/events", opt={"scope": "read"})

@@ -60,12 +60,14 @@ def refuse_model_file(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        message = f"LOCAL_MODEL: {error.strerror}: {path}"
+        message = f"NESTOR_LOCAL_MODEL: {error.strerror}: {path}"
         raise Misconfigured(message) from error
     if magic != _MAGIC:
-        raise Misconfigured(f"LOCAL_MODEL: not a GGUF file: {path}")
+        raise Misconfigured(f"NESTOR_LOCAL_MODEL: not a GGUF file: {path}")
     if importlib.util.find_spec("xllamacpp") is None:
-        message = "LOCAL_MODEL: llama.cpp is not installed: pip install nestor[local]"
+        message = (
+            "NESTOR_LOCAL_MODEL: llama.cpp is not installed: pip install nestor[local]"
+        )
         raise Misconfigured(message)
 
 

@@ -91,7 +91,7 @@ def _with_driver(url: str, drivers: dict[str, str]) -> str:
     parsed = make_url(url)
     base = re.sub(r"\+.*", "", parsed.drivername)
     if base not in drivers:
-        message = f"DATABASE_URL: {base!r} is not one of {sorted(drivers)}"
+        message = f"NESTOR_DATABASE_URL: {base!r} is not one of {sorted(drivers)}"
         raise Misconfigured(message)
     return parsed.set(drivername=f"{base}+{drivers[base]}").render_as_string(
         hide_password=False
@@ -173,7 +173,7 @@ def translated() -> Iterator[None]:
             if code & 0xFF in _NOT_OURS:
                 message = (
                     f"the database file is damaged or no database ({error.orig}): "
-                    "restore a backup, or set DATABASE_URL to another"
+                    "restore a backup, or set NESTOR_DATABASE_URL to another"
                 )
                 raise Misconfigured(message) from error
         if not heals:

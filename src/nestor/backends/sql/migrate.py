@@ -84,6 +84,6 @@ def _migrate(connection: Connection) -> None:
         message = (
             f"the database is at revision {current!r}, which this version of Nestor "
             f"(revision {HEAD!r}) does not know: a newer Nestor has migrated it. Start "
-            "that version, restore a backup made before, or set DATABASE_URL to another"
+            "that version, restore a backup made before, or set NESTOR_DATABASE_URL to another"
         )
         raise Misconfigured(message) from error
