@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: `python tools/make_reference.py [FOLDER]`.
+"""Write docs/reference/ from the code: `python -m tools.make_reference [FOLDER]`.
 
 Settings from their fields and docstrings, commands from their help, HTTP calls from the
 route handlers. A test compares the committed pages with what this writes.

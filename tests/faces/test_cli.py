@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,13 @@ from tests.faces.fake_stack import (
     Cli,
     FakeStack,
     Reply,
-    cli_of,
     events,
     refusal,
-    serving,
     task,
 )
 
 from nestor.cli.main import EXIT_CODES, exit_code
 from nestor.errors import Forbidden, NotFound, UpstreamError
-
-
-@pytest.fixture
-def stack() -> Iterator[FakeStack]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def cli(stack: FakeStack, tmp_path: Path) -> Cli:
-    return cli_of(stack, tmp_path)
-
 
 # Start-up.
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,12 @@ from tests.faces.fake_stack import (
     Cli,
     FakeStack,
     Reply,
-    cli_of,
     events,
     refusal,
-    serving,
     task,
 )
 
 from nestor.cli.inert import inert, one_line
-
-
-@pytest.fixture
-def stack() -> Iterator[FakeStack]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def cli(stack: FakeStack, tmp_path: Path) -> Cli:
-    return cli_of(stack, tmp_path)
-
 
 # Watch.
 

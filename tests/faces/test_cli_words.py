@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,10 @@ from tests.faces.fake_stack import (
     Cli,
     FakeStack,
     Reply,
-    cli_of,
     events,
     refusal,
-    serving,
     task,
 )
-
-
-@pytest.fixture
-def stack() -> Iterator[FakeStack]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def cli(stack: FakeStack, tmp_path: Path) -> Cli:
-    return cli_of(stack, tmp_path)
 
 
 def path_without(tmp_path: Path, *missing: str) -> str:
