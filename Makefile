@@ -12,9 +12,9 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON := $(BIN)/python
 
 # What Debian and Ubuntu call the programs Nestor starts: the sandbox, its network,
-# git, the interpreter for `setup` commands, and strace for the fault tests.
+# git, the interpreter for `setup` commands; for the tests also strace (faults), node and curl.
 DEMO_PACKAGES := bubblewrap git slirp4netns python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) strace
+TEST_PACKAGES := $(DEMO_PACKAGES) curl nodejs strace
 
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal --python-version 3.11
