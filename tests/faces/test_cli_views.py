@@ -281,3 +281,24 @@ def test_doctor_config_tells_where_each_value_comes_from_and_no_secret(
     assert found["max_iterations"]["from"] == "NESTOR_MAX_ITERATIONS"
     assert found["host"]["from"] == "default"
     assert "very-secret-value" not in done.stdout
+
+
+def test_watch_says_what_was_not_had_and_what_was_left_out(
+    stack: FakeStack, cli: Cli
+) -> None:
+    iteration = {
+        "n": 1,
+        "step": "decide",
+        "outcome": "changed",
+        "notes": ["guidance: no model answers"],
+        "left_out": ["pipe: not a file"],
+    }
+    end = {"status": "exhausted", "reason": "max_iterations", "success": False}
+    told = events(("iteration", iteration), ("end", end))
+    stack.says("GET", "/tasks/t1/events", told)
+    stack.says("GET", "/tasks/t1", Reply(200, task("exhausted")))
+
+    shown = cli("watch", "t1").stdout
+
+    assert "not had: guidance: no model answers" in shown
+    assert "left out: pipe: not a file" in shown

@@ -11,6 +11,7 @@ from tests.system.workbench import (
     ADMIN,
     BUGGY,
     FIXED,
+    NOBODY,
     TESTS,
     ended,
     git,
@@ -258,6 +259,39 @@ async def test_tests_that_the_agent_alone_wrote_prove_nothing(tmp_path: Path) ->
     )
     assert (named.status, named.reason) == (TaskStatus.FAILED, Reason.WORKSPACE_ERROR)
     assert (script.status, script.reason) == (TaskStatus.FAILED, Reason.WORKSPACE_ERROR)
+
+
+async def test_guidance_that_could_not_be_had_is_noted_and_does_not_stop_the_work(
+    tmp_path: Path,
+) -> None:
+    repo = repository(tmp_path / "repo")
+    nobody = {"remote_model": "m", "remote_base_url": f"{NOBODY}/v1"}
+
+    async with stack(tmp_path / "home", **nobody) as nestor:
+        done = await ended(nestor, task(repo, FIX))
+        (iteration,) = await nestor.ralph.iterations(done.task_id)
+
+    assert done.status is TaskStatus.VERIFIED
+    assert iteration.guidance is None
+    assert [note[:9] for note in iteration.notes] == ["guidance:"]
+
+
+async def test_a_test_of_a_program_that_is_still_to_be_written_is_a_good_one(
+    tmp_path: Path,
+) -> None:
+    tests = """import subprocess, sys, unittest
+
+
+class TestTool(unittest.TestCase):
+    def test_it_runs(self):
+        subprocess.run([sys.executable, "/workspace/tool.py"], check=True)
+"""
+    repo = repository(tmp_path / "repo", {"test_calc.py": tests})
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, "echo > tool.py"))
+
+    assert done.status is TaskStatus.VERIFIED, done.detail
 
 
 async def test_a_test_that_cannot_be_read_on_the_base_may_prove_it(

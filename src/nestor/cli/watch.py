@@ -175,6 +175,8 @@ class _Live:
             who = f"{data.get('model')}, {data.get('route')}"
             text = one_line(data["guidance"], 300)
             self._once(f"  guidance ({who}): {text}", about=n)
+        for note in data.get("notes") or []:
+            self._once(f"  not had: {one_line(note, 300)}", "warn", about=n)
 
     def _attempt(self, n: object, data: dict[str, Any]) -> None:
         """Say what the agent did, and what the checks said to that."""
@@ -194,6 +196,8 @@ class _Live:
                 self._once(f"    | {row}", "note", about=(n, number))
         elif data.get("output_tail") and data.get("claimed_done"):
             self._once(f"    “{one_line(data['output_tail'], 200)}”", "note", about=n)
+        for path in data.get("left_out") or []:
+            self._once(f"  left out: {one_line(path, 200)}", "warn", about=n)
         for path in data.get("protected_restored") or []:
             self._once(f"  protected, put back as on the base: {path}", "warn", about=n)
         for verdict in data.get("verdicts") or []:

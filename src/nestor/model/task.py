@@ -252,6 +252,8 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: Decimal | None = None
     blocked_reason: str | None = None
     output_tail: str = ""
+    notes: list[str] = []
+    """What could not be had for this iteration (context, guidance), and why."""
     left_out: list[str] = []
     """Paths that are not in the snapshot, each with the reason."""
     protected_restored: list[str] = []

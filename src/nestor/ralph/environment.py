@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import platform
 import re
 from pathlib import Path
@@ -61,6 +62,8 @@ class Environments:
                 mark = place / "complete"
                 if not mark.exists():
                     await self._make(task_id, spec, tree, place)
+                    # The mark must not outlive a power cut that the folder did not.
+                    await asyncio.to_thread(os.sync)
                     mark.write_text("made\n")
         finally:
             await self._workspaces.remove(tree)

@@ -183,6 +183,10 @@ def _iteration(
             if part
         )
         or agent.output_tail,
+        notes=[
+            *turn.context.degraded,
+            *([f"guidance: {turn.guidance.error}"] if turn.guidance.error else []),
+        ],
         left_out=turn.snapshot.left_out,
         protected_restored=turn.checked.restored,
     )

@@ -32,12 +32,12 @@ _TAIL_CHARS = 8_000
 _MAX_READ_ONLY = 400
 _LINK = "link:"
 _NOT_FOUND = (126, 127)
-_CANNOT_START = re.compile(
-    r"No module named '?(?:pytest|unittest)'?\s*$"
-    r"|can't open file '[^']*': \[Errno 2\]"
-    r"|^ERROR: file or directory not found: "
-    r"|Cannot find module '/workspace/"
-    r"|Failed to import test module: (\w+)\n(?:.*\n)*?.*No module named '\1'",
+_NO_RUNNER = re.compile(r"No module named '?(?:pytest|unittest)'?\s*$", re.MULTILINE)
+_ABSENT = re.compile(
+    r"can't open file '([^']*)': \[Errno 2\]"
+    r"|^ERROR: file or directory not found: (\S+)"
+    r"|Cannot find module '(/workspace/[^']*)'"
+    r"|No module named '(\w+)'",
     re.MULTILINE,
 )
 _HASH_BLOCK = 1024 * 1024
@@ -263,14 +263,30 @@ def _fewer(report: TestReport, before: TestReport, *, by_name: bool) -> str:
 
 
 def _refuse_if_unstartable(check: Check, result: SandboxResult) -> None:
-    absent = result.exit_code in _NOT_FOUND or _CANNOT_START.search(result.output)
-    if absent and result.exit_code != check.expect_exit:
+    if result.exit_code == check.expect_exit:
+        return
+    if result.exit_code in _NOT_FOUND or _is_absent(check, result.output):
         last = result.output.strip().splitlines()[-1:] or ["it printed nothing"]
         message = (
             f"check {check.name!r} cannot start on the base (exit {result.exit_code}): "
             f"{redact(last[0])[:300]}. Install what it needs in setup[], or correct it"
         )
         raise WorkspaceError(message)
+
+
+def _is_absent(check: Check, output: str) -> bool:
+    """Tell whether what the check itself names is not there.
+
+    A test that starts a program which is still to be written fails with the same words;
+    that is a failing test, and a good one.
+    """
+    output = output[-_TAIL_CHARS:]
+    if runner_of(check.run) and _NO_RUNNER.search(output):
+        return True
+    words = check.run.split() if isinstance(check.run, str) else check.run
+    named = {Path(word.partition("::")[0]).name for word in words}
+    found = (next(filter(None, match)) for match in _ABSENT.findall(output))
+    return any(Path(name.partition("::")[0]).name in named for name in found)
 
 
 def _argv(run: str | list[str]) -> list[str]:
