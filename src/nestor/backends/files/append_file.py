@@ -6,8 +6,10 @@ Why this holds, on local Linux file systems:
   the inode's lock, so batches never interleave, whatever their length.
 * A writer killed inside ``write(2)``, or a disk that fills up, leaves a torn line at the
   end. Each writer looks at the last byte first. If it is no line end, a live writer may
-  be half way (the size grows while it copies), so the look is repeated under an
-  exclusive lock; a line still torn then is ended by a line end of our own.
+  be half way (the size grows while it copies), so the look is repeated until the line
+  ends, or under an exclusive lock; a line still torn then is ended by a line end of our
+  own. (Where live writers keep the lock from us for ``LOCK_WAIT_S``, that line end may
+  be a blank line too many, which readers pass over.)
 * Another writer may die between our look and our write. So we look again after: the byte
   before our batch says whether its first line was joined to a torn one, and that line is
   then written again. What is reported as written stands whole on a line of its own.
@@ -181,15 +183,27 @@ class AppendFile:
 
     def _torn(self) -> bool:
         """Tell whether the file ends inside a line that nobody is writing any more."""
-        if not _ends_inside_line(self._opened()):
-            return False
-        try:
-            self._lock(fcntl.LOCK_EX)
-        except BlockingIOError:
-            # Someone holds the lock for long. A line end of our own is right either way:
-            # at worst it makes a blank line.
+        deadline = time.monotonic() + self._lock_wait_s
+        while _ends_inside_line(self._opened()):
+            if self._alone():
+                return _ends_inside_line(self._opened())
+            # Giving the shared lock up is part of asking for the exclusive one.
             self._lock(fcntl.LOCK_SH)
-        return _ends_inside_line(self._opened())
+            if time.monotonic() >= deadline:
+                # A line end of our own is right either way: at worst a blank line.
+                return True
+            time.sleep(_LOCK_POLL_S)
+        return False
+
+    def _alone(self) -> bool:
+        """Take the lock exclusively if nobody else holds it now."""
+        fd = self._opened()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Renamed while we held no lock: what is torn there is not ours to end.
+        return self._is_current(fd)
 
     @staticmethod
     def _cut(fd: int, *, keep: int, end: int) -> None:
