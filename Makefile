@@ -12,9 +12,10 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON := $(BIN)/python
 
 # What Debian and Ubuntu call the programs Nestor starts: the sandbox, its network,
-# git, the interpreter for `setup` commands; for the tests also strace (faults), node and curl.
+# git, the interpreter for `setup` commands; for the tests also a browser, Redis, strace
+# (faults), node and curl.
 DEMO_PACKAGES := bubblewrap git slirp4netns python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) curl nodejs strace
+TEST_PACKAGES := $(DEMO_PACKAGES) chromium curl nodejs redis-server strace
 
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal --python-version 3.11
@@ -64,7 +65,7 @@ clean: ## Remove everything that make has made.
 lock: $(VENV)/.uv ## Pin the newest allowed versions in requirements/, with hashes.
 	printf 'editables\nhatchling\nuv\n' | $(COMPILE) --upgrade --output-file requirements/build.txt -
 	$(COMPILE) --upgrade --output-file requirements/core.txt pyproject.toml
-	$(COMPILE) --upgrade --extra local --group dev --output-file requirements/dev.txt pyproject.toml
+	$(COMPILE) --upgrade --extra local --extra redis --group dev --output-file requirements/dev.txt pyproject.toml
 
 # Stamps: each is newer than what it was made from, so a second run does nothing.
 $(VENV)/.python:

@@ -26,7 +26,7 @@ from nestor.errors import Misconfigured
 
 PREFIX = "NESTOR_"
 FILE = "nestor.toml"
-SECRETS = ("api_key", "remote_api_key")
+SECRETS = ("api_key", "redis_url", "remote_api_key")
 _PLACEHOLDER = re.compile(
     r"change.?me|your.?(api.?)?key|placeholder|xxx+|<.*>", re.IGNORECASE
 )
@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given. No other database yet."""
 
+    redis_url: SecretStr | None = None
+    """``redis://HOST:PORT/DB``: rate limits shared by several processes; in this process alone when not given."""
+    trusted_proxies: Annotated[list[str], NoDecode] = []
+    """Addresses or networks (``10.0.0.0/8``) of reverse proxies whose X-Forwarded-For is believed, comma-separated."""
+
     local_base_url: str | None = None
     """OpenAI-compatible server of the local model, ending in ``/v1`` (llama.cpp, Ollama, vLLM)."""
     local_model: str | None = None
@@ -118,7 +123,9 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """How the log on stderr is written."""
 
-    @field_validator("allowed_hosts", "workspace_roots", mode="before")
+    @field_validator(
+        "allowed_hosts", "trusted_proxies", "workspace_roots", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return (

@@ -1,5 +1,6 @@
 """Turn Settings into running parts. The only module that names backends."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
+from nestor.backends.sql.session_store import SqlSessionStore
 from nestor.backends.sql.task_store import SqlTaskStore
 from nestor.coordinator.budget import within_budget
 from nestor.coordinator.service import Coordinator
@@ -38,6 +40,8 @@ from nestor.ports.call_ledger import CallLedger
 from nestor.ports.event_log import EventLog
 from nestor.ports.key_store import KeyStore
 from nestor.ports.model_client import ModelClient
+from nestor.ports.rate_limiter import RateLimiter
+from nestor.ports.session_store import SessionStore
 from nestor.ralph.environment import Environments
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
@@ -46,10 +50,13 @@ from nestor.ralph.recording import give_up
 from nestor.ralph.sealing import Sealing
 from nestor.ralph.service import Ralph
 from nestor.ralph.verification import Verifier
+from nestor.resilience.rate_limit import MovingWindow
 from nestor.settings import Settings
 from nestor.telemetry.learning_client import LearningClient
 from nestor.telemetry.redact import remember
 
+PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60.0
+"""What the dashboard's proxy admits of one client."""
 INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
 """Where an agent finds its model, inside the sandbox."""
 
@@ -60,7 +67,10 @@ class Nestor:
 
     settings: Settings
     api_key: str
+    service_key: str
     keys: KeyStore
+    sessions: SessionStore
+    proxy_limiter: RateLimiter
     aidb: Aidb
     coordinator: Coordinator
     ralph: Ralph
@@ -140,7 +150,8 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         folder = stack.enter_context(DataFolder.locked(settings.home))
         configured = settings.api_key
         api_key = configured.get_secret_value() if configured else folder.admin_key()
-        remember(api_key, *_secrets(settings))
+        service_key = secrets.token_urlsafe(32)
+        remember(api_key, service_key, *_secrets(settings))
         event_log = FileEventLog(
             settings.telemetry_dir, keep_prompts=settings.keep_prompts
         )
@@ -165,7 +176,10 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         yield Nestor(
             settings=settings,
             api_key=api_key,
+            service_key=service_key,
             keys=keys,
+            sessions=SqlSessionStore(database),
+            proxy_limiter=MovingWindow(PROXY_REQUESTS, PROXY_WINDOW_S),
             aidb=aidb,
             coordinator=coordinator,
             ralph=ralph,
@@ -177,8 +191,8 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
 
 def _secrets(settings: Settings) -> list[str]:
     """Secrets of unknown shape, which redaction can only know by heart."""
-    key = settings.remote_api_key
-    return [key.get_secret_value()] if key else []
+    given = (settings.remote_api_key, settings.redis_url)
+    return [secret.get_secret_value() for secret in given if secret]
 
 
 async def _aidb(

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -18,13 +18,14 @@ from litestar.response import Stream
 
 from nestor import errors
 from nestor.errors import NotFound
-from nestor.model.access import ApiKey, Principal
+from nestor.model.access import ApiKey, PageLink, PageSession, Principal
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.ids import new_id
 from nestor.web.app import LayerApp, create_app
 from nestor.web.serve import bind, serve
 
 ADMIN_KEY = "test-admin-secret-0123456789"
+SERVICE_KEY = "test-service-secret-0123456789"
 
 
 class Check(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,13 +81,52 @@ class MemoryKeys:
                 del self._keys[secret]
 
 
+class MemorySessions:
+    """Sessions in memory, for the shell's own tests."""
+
+    def __init__(self) -> None:
+        self._links: set[str] = set()
+        self._sessions: dict[str, PageSession] = {}
+        self.checked = 0
+
+    async def make_link(self) -> PageLink:
+        token = secrets.token_urlsafe(24)
+        self._links.add(token)
+        return PageLink(
+            token=token, expires_at=datetime.now(UTC) + timedelta(minutes=5)
+        )
+
+    async def redeem(self, token: str) -> tuple[PageSession, str]:
+        if token not in self._links:
+            raise errors.Unauthorized("this link was used")
+        self._links.remove(token)
+        now = datetime.now(UTC)
+        secret = secrets.token_urlsafe(24)
+        session = PageSession(
+            id=new_id(), created_at=now, expires_at=now + timedelta(hours=8)
+        )
+        self._sessions[secret] = session
+        return session, secret
+
+    async def check(self, secret: str) -> PageSession | None:
+        self.checked += 1
+        return self._sessions.get(secret)
+
+    async def end(self, session_id: str) -> None:
+        for secret, session in list(self._sessions.items()):
+            if session.id == session_id:
+                del self._sessions[secret]
+
+
 @dataclass
 class SmallNestor:
     """What the shell needs of the wiring, and what the fake service writes down."""
 
     settings: Any
     keys: MemoryKeys = field(default_factory=MemoryKeys)
+    sessions: MemorySessions = field(default_factory=MemorySessions)
     api_key: str = ADMIN_KEY
+    service_key: str = SERVICE_KEY
     done: list[Any] = field(default_factory=list)
     dependencies: list[Dependency] = field(default_factory=list)
     hold: asyncio.Event = field(default_factory=asyncio.Event)

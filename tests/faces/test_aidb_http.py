@@ -10,7 +10,14 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from tests.faces.shell import ADMIN_KEY, MemoryKeys, serving, small_nestor
+from tests.faces.shell import (
+    ADMIN_KEY,
+    SERVICE_KEY,
+    MemoryKeys,
+    MemorySessions,
+    serving,
+    small_nestor,
+)
 
 from nestor.aidb.service import Aidb
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
@@ -75,6 +82,8 @@ async def aidb(tmp_path: Path) -> AsyncIterator[Client]:
             settings=small_nestor(tmp_path).settings,
             keys=MemoryKeys(),
             api_key=ADMIN_KEY,
+            service_key=SERVICE_KEY,
+            sessions=MemorySessions(),
             aidb=service,
             hold=asyncio.Event(),
         )

@@ -5,6 +5,7 @@ from litestar.routes import HTTPRoute
 from tests.faces.shell import (
     ADMIN_KEY,
     MemoryKeys,
+    MemorySessions,
     Served,
     SmallNestor,
     small_app,
@@ -197,7 +198,7 @@ async def test_an_open_route_asks_no_key_store(shell: Served) -> None:
 
 def test_a7_an_empty_admin_key_is_refused_at_the_start(nestor: SmallNestor) -> None:
     nestor.api_key = ""
-    with pytest.raises(ValueError, match="empty admin key"):
+    with pytest.raises(ValueError, match="empty key"):
         small_app(nestor)
 
 
@@ -209,7 +210,14 @@ def test_the_longest_key_is_512_bytes() -> None:
 
 async def test_keys_are_compared_without_looking_them_up_first() -> None:
     keys = MemoryKeys()
-    check = Authenticator(layer="ralph", api_key="a", keys=keys, opened=frozenset())
+    check = Authenticator(
+        layer="ralph",
+        api_key="a",
+        service_key="s",
+        keys=keys,
+        sessions=MemorySessions(),
+        opened=frozenset(),
+    )
     scope = {
         "method": "GET",
         "raw_path": b"/",

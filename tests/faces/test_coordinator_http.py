@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.faces.shell import SERVICE_KEY, MemorySessions
 from tests.servers.coordinator_rig import Rig, rig
 from tests.servers.scripted_model import Rule
 
@@ -51,6 +52,8 @@ async def face(folder: Path, **rules: Any) -> AsyncIterator[Face]:
             settings=SimpleNamespace(allowed_hosts=[]),
             keys=keys,
             api_key=ADMIN,
+            service_key=SERVICE_KEY,
+            sessions=MemorySessions(),
             coordinator=r.coordinator,
         )
         app = create_app(

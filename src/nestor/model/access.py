@@ -1,11 +1,13 @@
-"""Who may do what: keys and their scopes."""
+"""Who may do what: keys, their scopes, and sessions of the page."""
 
 from datetime import datetime
 
 import msgspec
 
 ADMIN = "admin"
-SCOPES = frozenset({ADMIN, "submit", "approve", "model", "read", "metrics", "service"})
+SERVICE = "service"
+"""One layer calling another: reads health and metrics, nothing else."""
+SCOPES = frozenset({ADMIN, "submit", "approve", "model", "read", "metrics", SERVICE})
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,3 +37,25 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[str]
     created_at: datetime
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """To the minute or so; None: never seen."""
+
+
+class PageLink(msgspec.Struct, frozen=True, kw_only=True):
+    """Signs one browser in, once."""
+
+    token: str
+    expires_at: datetime
+
+
+class PageSession(msgspec.Struct, frozen=True, kw_only=True):
+    """A browser that was signed in; its secret is the cookie's value."""
+
+    id: str
+    created_at: datetime
+    expires_at: datetime
+
+    @property
+    def principal(self) -> Principal:
+        """The operator, on the page."""
+        return Principal(key_id=f"page:{self.id}", scopes=frozenset({ADMIN}))

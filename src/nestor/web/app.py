@@ -18,6 +18,7 @@ from litestar.types.empty import Empty
 from nestor import __version__
 from nestor.errors import InvalidInput
 from nestor.ports.key_store import KeyStore
+from nestor.ports.session_store import SessionStore
 from nestor.telemetry import metrics
 from nestor.web import auth, errors, health
 from nestor.web.edge import ASGIApp, Edge, Receive, Scope, Send
@@ -48,6 +49,16 @@ class Parts(Protocol):
     @property
     def api_key(self) -> str:
         """The admin's secret."""
+        ...
+
+    @property
+    def service_key(self) -> str:
+        """The secret by which layers of this process call each other; made at each start."""
+        ...
+
+    @property
+    def sessions(self) -> SessionStore:
+        """Browsers that were signed in to the page."""
         ...
 
 
@@ -131,7 +142,9 @@ def create_app(
         authenticate=auth.Authenticator(
             layer=layer,
             api_key=nestor.api_key,
+            service_key=nestor.service_key,
             keys=nestor.keys,
+            sessions=nestor.sessions,
             opened=open_targets(litestar),
         ),
         allowed_hosts=nestor.settings.allowed_hosts,

@@ -8,8 +8,9 @@ from typing import Any
 from litestar.connection import ASGIConnection
 
 from nestor.errors import Forbidden, Unauthorized
-from nestor.model.access import ADMIN, Principal
+from nestor.model.access import ADMIN, SERVICE, Principal
 from nestor.ports.key_store import KeyStore
+from nestor.ports.session_store import SessionStore
 
 MAX_KEY_BYTES = 512
 TASK_KEY_LAYER = "coordinator"
@@ -23,14 +24,23 @@ class Authenticator:
     """Finds the key of a request and sets ``scope["user"]``, before the body is read."""
 
     def __init__(
-        self, *, layer: str, api_key: str, keys: KeyStore, opened: frozenset[Target]
+        self,
+        *,
+        layer: str,
+        api_key: str,
+        service_key: str,
+        keys: KeyStore,
+        sessions: SessionStore,
+        opened: frozenset[Target],
     ) -> None:
         """``opened`` is matched exactly: another spelling of an open path needs a key."""
-        if not api_key:
-            raise ValueError("an empty admin key would let everybody in")
+        if not api_key or not service_key:
+            raise ValueError("an empty key would let everybody in")
         self._layer = layer
         self._admin = _digest(api_key.encode())
+        self._service = _digest(service_key.encode())
         self._keys = keys
+        self._sessions = sessions
         self._opened = opened
 
     async def __call__(self, scope: Any) -> None:
@@ -48,8 +58,11 @@ class Authenticator:
 
     async def _principal(self, key: bytes) -> Principal:
         # Digests have one length, so the comparison tells nothing about the key's.
-        if hmac.compare_digest(_digest(key), self._admin):
+        digest = _digest(key)
+        if hmac.compare_digest(digest, self._admin):
             return Principal(key_id=ADMIN, scopes=frozenset({ADMIN}))
+        if hmac.compare_digest(digest, self._service):
+            return Principal(key_id=SERVICE, scopes=frozenset({SERVICE}))
         principal = await self._keys.check(key.decode("ascii"))
         if principal is None:
             raise Unauthorized("nobody knows this key")

@@ -70,13 +70,19 @@ class Edge:
         layer: str,
         authenticate: Callable[[Scope], Awaitable[None]],
         allowed_hosts: Iterable[str] = (),
+        refuse_target: Callable[[bytes], None] = lambda _: None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``allowed_hosts``: more names a Host may carry, each with or without a port."""
+        """``allowed_hosts``: more names a Host may carry, each with or without a port.
+
+        ``refuse_target`` raises for a request-target that the layer does not want to see;
+        it is given the bytes as they were sent.
+        """
         self._app = app
         self._layer = layer
         self._authenticate = authenticate
         self._hosts = frozenset(h.lower() for h in allowed_hosts)
+        self._refuse_target = refuse_target
         self._timer = timer
         self._in_flight = 0
         self._draining = asyncio.Event()
@@ -105,7 +111,7 @@ class Edge:
     async def _serve(self, scope: Scope, exchange: "_Exchange") -> None:
         try:
             self._check_room()
-            check_target(scope)
+            check_target(scope, self._refuse_target)
             self._check_headers(
                 scope["headers"], (scope.get("server") or (None, None))[1]
             )
@@ -297,7 +303,9 @@ class _Exchange:
         return TooLarge(f"the body is over {self._limit} bytes")
 
 
-def check_target(scope: Scope) -> None:
+def check_target(
+    scope: Scope, refuse: Callable[[bytes], None] = lambda _: None
+) -> None:
     """Hold the request line to plain origin-form. Raises ``Refused``, ``InvalidInput``."""
     noted = target_of(scope)
     raw: bytes = noted["raw"]
@@ -310,6 +318,7 @@ def check_target(scope: Scope) -> None:
         raise Refused(431, "too many headers, or too long")
     if not raw.startswith(b"/"):
         raise Refused(400, "only paths are served, not proxy requests")
+    refuse(raw)
     path: str = scope["path"]
     # U+FFFD stands where the bytes were not UTF-8 (overlong forms of a slash or a dot).
     if (

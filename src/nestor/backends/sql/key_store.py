@@ -54,7 +54,7 @@ class SqlKeyStore:
                 insert(api_key).values(
                     id=key.id,
                     name=key.name,
-                    secret_hash=_hash(secret),
+                    secret_hash=hash_of(secret),
                     scopes=encode(key.scopes),
                     created_at=time_text(key.created_at),
                 )
@@ -65,7 +65,7 @@ class SqlKeyStore:
         """Tell whose key this is; None when nobody's, or revoked."""
         if not secret or len(secret) > MAX_SECRET_CHARS:
             return None
-        digest = _hash(secret)
+        digest = hash_of(secret)
         known = self._known.get(digest)
         if known and self._monotonic() < known[1]:
             return known[0]
@@ -137,7 +137,8 @@ class SqlKeyStore:
         self._known.clear()
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """Return the SHA-256 under which a secret is kept, in hex."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -122,6 +122,23 @@ api_key = Table(
     Column("scopes", Text, nullable=False),
     Column("created_at", String(40), nullable=False),
     Column("revoked_at", String(40)),
+    Column("last_used_at", String(40)),
+)
+
+page_link = Table(
+    "page_link",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("expires_at", String(40), nullable=False),
+)
+
+page_session = Table(
+    "page_session",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("created_at", String(40), nullable=False),
+    Column("expires_at", String(40), nullable=False),
 )
 
 model_call = Table(
