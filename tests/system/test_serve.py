@@ -14,13 +14,11 @@ from tests.faces.shell import (
     serving,
     small_app,
     small_nestor,
-    status_of,
     tell,
 )
 
 from nestor.errors import Misconfigured
 from nestor.model.health import HealthStatus
-from nestor.web.protocol import MAX_CONNECTIONS
 from nestor.web.serve import bind, serve
 
 
@@ -219,24 +217,6 @@ async def test_what_does_not_finish_in_time_is_cut(tmp_path: Path) -> None:
                 await reader.read()
             writer.close()
     nestor.hold.set()
-
-
-async def test_connections_are_bounded_and_those_that_are_open_still_served(
-    tmp_path: Path,
-) -> None:
-    async with served(small_nestor(tmp_path)) as shell:
-        opened = [
-            await asyncio.open_connection("127.0.0.1", shell.port)
-            for _ in range(MAX_CONNECTIONS)
-        ]
-        await asyncio.sleep(0.2)
-        with pytest.raises((ConnectionError, IndexError)):
-            status_of(await shell.raw(shell.head("GET /things HTTP/1.1")))
-        reader, writer = opened[0]
-        writer.write(shell.head("GET /things HTTP/1.1"))
-        assert status_of(await reader.read()) == 200
-        for _, one in opened:
-            one.close()
 
 
 @pytest.mark.heavy

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -12,12 +13,15 @@ import uvicorn
 from nestor.errors import Misconfigured
 from nestor.web.edge import ASGIApp
 from nestor.web.protocol import EdgeProtocol
+from nestor.web.wire import MAX_CONNECTIONS, Deadlines, Wire
 
 DRAIN_S = 10
 """What is being served when the layers stop has this long to finish."""
-KEEP_ALIVE_S = 20
-"""Longer than clients of this stack keep idle connections (15 s), so that they close first."""
-BACKLOG = 512
+BACKLOG = 2_048
+OPEN_FILES = 16_384
+"""As many files (connections are files) as the process may have open, if it is let."""
+OTHER_FILES = 256
+"""Kept back for all that is no connection to a port."""
 
 
 async def serve(
@@ -27,14 +31,25 @@ async def serve(
     ready: Callable[[], Awaitable[None]],
     stop: asyncio.Event,
     drain_s: int = DRAIN_S,
+    deadlines: Deadlines | None = None,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> None:
     """Serve each layer on the socket that ``bind`` took for it, until ``stop`` is set.
 
     ``ready`` is awaited once every port answers; the layers are started when it returns.
     Returns when all is answered, at most ``drain_s`` and a second after ``stop``; the
     sockets are closed then.
+
+    The process's soft limit of open files is raised, to ``OPEN_FILES`` at most and never
+    over its hard limit. Each port takes ``max_connections``, or its share of those files
+    when that is less.
     """
-    servers = {layer: _server(app, drain_s) for layer, app in apps.items()}
+    share = (_raise_file_limit() - OTHER_FILES) // max(len(apps), 1)
+    limit = max(min(max_connections, share), 1)
+    servers = {
+        layer: _Server(_config(app, drain_s), Wire(deadlines, max_connections=limit))
+        for layer, app in apps.items()
+    }
     ports = {layer: int(sockets[layer].getsockname()[1]) for layer in apps}
     opened: list[str] = []
     try:
@@ -126,6 +141,10 @@ class _Server(uvicorn.Server):
     wake up ten times a second.
     """
 
+    def __init__(self, config: uvicorn.Config, wire: Wire) -> None:
+        super().__init__(config)
+        self.server_state = self.wire = wire
+
     async def open(self, sock: socket.socket) -> None:
         """Answer connections of ``sock``."""
         self.config.load()
@@ -143,8 +162,8 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
 
-def _server(app: ASGIApp, drain_s: int) -> _Server:
-    config = uvicorn.Config(
+def _config(app: ASGIApp, drain_s: int) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=EdgeProtocol,
         ws="none",
@@ -157,19 +176,36 @@ def _server(app: ASGIApp, drain_s: int) -> _Server:
         forwarded_allow_ips="",
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
-    return _Server(config)
+
+
+def _raise_file_limit() -> int:
+    """Return how many files this process may have open from now on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    # Some systems have one more limit, of which they only say no.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 async def _until(stop: asyncio.Event, servers: Mapping[str, _Server]) -> None:
-    """Wait, keeping the Date header of the replies right."""
+    """Wait, keeping the Date header of the replies right and slow clients out."""
+    now = asyncio.get_running_loop().time
+    last = now()
+    every_s = min(server.wire.deadlines.sweep_s for server in servers.values())
     while not stop.is_set():
         for server in servers.values():
             await server.on_tick(0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 1.0)
+            await asyncio.wait_for(stop.wait(), every_s)
+        elapsed_s, last = now() - last, now()
+        for server in servers.values():
+            server.wire.sweep(elapsed_s)
 
 
 def _tell(app: Any, what: str, *arguments: Any) -> None:

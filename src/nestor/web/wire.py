@@ -1,0 +1,104 @@
+"""What the connections of one port share: how long each may take, and how many there are.
+
+Nothing is timed by request: a few times a second ``Wire.sweep`` asks each connection whom
+it waits for, and counts the seconds that it waits for its client.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol, cast
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
+
+MAX_CONNECTIONS = 2_048
+"""Open at one time on one port; one more closes the one that has idled longest."""
+HELD_BYTES = 16 << 10
+"""Read, but not yet looked at, on the average of all connections that a port may have."""
+
+
+class _Connection(Protocol):
+    transport: asyncio.Transport
+
+    def check_deadlines(self, step_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long a client may keep its connection waiting; up to two sweeps come on top."""
+
+    head_s: float = 5.0
+    """For a whole head: from its first byte, on a new connection from the start."""
+    body_idle_s: float = 5.0
+    """Without one more byte of a body."""
+    body_bytes_per_s: float = 1024.0
+    """A body's least average, looked at once ``body_idle_s`` have passed."""
+    write_idle_s: float = 8.0
+    """Without taking any of a reply that waits."""
+    keep_alive_s: float = 20.0
+    """Between two requests."""
+    sweep_s: float = 0.5
+
+
+class Wire(ServerState):
+    """What the connections of one port share."""
+
+    def __init__(
+        self,
+        deadlines: Deadlines | None = None,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        super().__init__()
+        self.deadlines = deadlines or Deadlines()
+        self.waiting: dict[_Connection, None] = {}
+        """Connections that no request is being served on; the longest so is the first."""
+        self.held_bytes = 0
+        self._max_connections = max_connections
+
+    @property
+    def holds_too_much(self) -> bool:
+        """Too much of what clients sent waits for its turn."""
+        return self.held_bytes > self._max_connections * HELD_BYTES
+
+    def sweep(self, elapsed_s: float) -> None:
+        """Close what has kept us waiting too long, ``elapsed_s`` after the last sweep."""
+        # When this process was held up, what clients sent meanwhile is still to be read.
+        step_s = min(elapsed_s, 2 * self.deadlines.sweep_s)
+        for connection in list(self.connections):
+            cast("_Connection", connection).check_deadlines(step_s)
+
+    def make_room(self) -> None:
+        """Close the connection that has idled longest when there is one too many."""
+        if len(self.connections) > self._max_connections and self.waiting:
+            oldest = next(iter(self.waiting))
+            del self.waiting[oldest]
+            oldest.transport.abort()
+
+
+class Turn(Enum):
+    """Who has to do something next on a connection."""
+
+    OURS = auto()
+    HEAD = auto()
+    BODY = auto()
+    REPLY = auto()
+    """The client has to take what was written to it."""
+    IDLE = auto()
+
+
+class Flow(FlowControl):
+    """uvicorn's, but an application cannot resume a reading that the protocol stopped."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Let input come again, unless it is held."""
+        if self.read_paused and not self.held:
+            super().resume_reading()
+
+    def hold(self) -> None:
+        """Let no input come until ``held`` is taken back."""
+        self.held = True
+        self.pause_reading()
