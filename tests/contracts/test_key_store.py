@@ -1,13 +1,23 @@
 """What ``ports.key_store.KeyStore`` promises, on real SQLite."""
 
 import asyncio
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from nestor.backends.sql import key_store
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.key_store import CACHE_S, MAX_SECRET_CHARS, SqlKeyStore
-from nestor.errors import InvalidInput, NotFound
+from nestor.backends.sql.key_store import CACHE_S, LOOKUPS, NOTE_EVERY_S, SqlKeyStore
+from nestor.errors import InvalidInput, NotFound, Unavailable
 
 
 class Clock:
@@ -15,6 +25,59 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
+
+
+class Day:
+    """The time of day, as a test sets it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class Counted(Database):
+    """The real one; counts who reads, and lets a test hold the readers."""
+
+    reads = at_once = most_at_once = 0
+    hold: asyncio.Event | None = None
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        self.reads += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.hold is not None:
+                await self.hold.wait()
+            async with super().read() as connection:
+                yield connection
+        finally:
+            self.at_once -= 1
+
+
+@pytest.fixture
+async def counted(database_url: str) -> AsyncIterator[Counted]:
+    async with Counted.open(database_url) as database:
+        yield database
+
+
+def guess() -> str:
+    """Of the right form, and nobody's."""
+    return "nst_" + secrets.token_urlsafe(32)
+
+
+async def until(condition: object, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # type: ignore[operator]
+            await asyncio.sleep(0.02)
+
+
+async def last_used(store: SqlKeyStore) -> datetime | None:
+    """Of the only key."""
+    (key,) = await store.all()
+    return key.last_used_at
 
 
 @pytest.fixture
@@ -35,7 +98,9 @@ async def test_a_key_opens_what_its_scopes_say(store: SqlKeyStore) -> None:
         key.id,
         frozenset({"submit", "read"}),
     )
-    assert await store.all() == [key]
+    (listed,) = await store.all()
+    assert listed.last_used_at is not None
+    assert msgspec.structs.replace(listed, last_used_at=None) == key
     assert secret.startswith("nst_")
     assert len(secret) == 47  # 32 random bytes
 
@@ -69,10 +134,32 @@ async def test_scopes_nobody_knows_are_refused(
     assert await store.all() == []
 
 
-@pytest.mark.parametrize("name", ["", "x" * 201])
-async def test_a_key_needs_a_name(store: SqlKeyStore, name: str) -> None:
+async def test_a_wrong_scope_is_named_by_its_place_and_shown_cut(
+    store: SqlKeyStore,
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await store.create("x", ["read", "b" * 10_000])
+    (error,) = caught.value.errors
+    assert error.field == "scopes.1"
+    assert "admin, approve, metrics, model, read, service, submit" in error.message
+    assert len(error.message) < 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "x" * 201, "a\nb", "a\0", "\x1b[31mred", "\u202egnitset", "\ud800"],
+)
+async def test_a_key_needs_a_name_that_is_plain_text(
+    store: SqlKeyStore, name: str
+) -> None:
     with pytest.raises(InvalidInput, match="name"):
         await store.create(name, ["read"])
+    assert await store.all() == []
+
+
+async def test_a_name_may_be_in_any_script(store: SqlKeyStore) -> None:
+    for name in ("Größe 1", "a\u200db", "鍵", "🔑"):
+        assert (await store.create(name, ["read"]))[0].name == name
 
 
 async def test_the_secret_is_nowhere_in_the_files(
@@ -106,12 +193,97 @@ async def test_a_secret_nobody_was_given_opens_nothing(
     assert await store.check(secret) is None
 
 
-async def test_an_overlong_secret_is_refused_even_if_stored(
-    store: SqlKeyStore,
+async def test_a3_what_has_not_the_form_of_a_key_costs_no_lookup(
+    counted: Counted,
 ) -> None:
+    store = SqlKeyStore(counted)
     _, secret = await store.create("ci", ["admin"])
-    assert await store.check(secret + " ") is None
-    assert await store.check(secret + "x" * MAX_SECRET_CHARS) is None
+    for wrong in (
+        "",
+        "nst_",
+        "' OR 1=1--",
+        "nst_' OR '1'='1" + "x" * 30,
+        secret + "x",
+        secret + " ",
+        secret + "\n",
+        " " + secret,
+        secret[:-1],
+        secret.upper(),
+        secret.removeprefix("nst_"),
+        "nst_" + "x" * 42 + "=",
+        "nst_" + "x" * 42 + "é",
+        "nst_" + "x" * 42 + "\u0661",
+        "nst_" + "x" * 42 + "\ud800",
+        "nst_" + "x" * 42 + "\0",
+        "nst_" + "x" * 1_000_000,
+        "\ud800" * 47,
+        "%" * 47,
+    ):
+        assert await store.check(wrong) is None, wrong[:60]
+    assert counted.reads == 0
+    assert await store.check(secret)
+    assert counted.reads == 1
+
+
+async def test_a3_without_a_database_a_wrong_form_is_still_nobodys(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    async with Database.open(f"sqlite:///{folder / 'nestor.db'}") as database:
+        pass
+    shutil.rmtree(folder)
+    store = SqlKeyStore(database)
+    began = time.monotonic()
+    assert await store.check("' OR 1=1--") is None
+    assert time.monotonic() - began < 5
+    with pytest.raises(Unavailable):
+        await store.check(guess())
+
+
+async def test_a3_guesses_neither_crowd_the_database_nor_push_out_what_is_known(
+    counted: Counted, clock: Clock
+) -> None:
+    store = SqlKeyStore(counted, monotonic=clock)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    guesses = (store.check(guess()) for _ in range(2_000))
+    found = await asyncio.gather(*guesses, return_exceptions=True)
+    # On a slow machine the last of them are told to come back.
+    assert {type(one) for one in found} <= {type(None), Unavailable}
+    assert counted.most_at_once <= LOOKUPS
+    reads = counted.reads
+    assert await store.check(secret)
+    assert counted.reads == reads, "the guesses pushed a key out of the cache"
+
+
+async def test_a3_a_flood_of_guesses_does_not_hold_up_a_key_that_was_good_before(
+    counted: Counted, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_store, "LOOKUP_WAIT_S", 0.5)
+    store = SqlKeyStore(counted, monotonic=clock)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    counted.hold = asyncio.Event()  # as slow as can be
+    flood = [asyncio.create_task(store.check(guess())) for _ in range(50)]
+    await asyncio.sleep(0)
+    clock.seconds = CACHE_S + 1  # looked up again
+    good = asyncio.create_task(store.check(secret))
+    told = await asyncio.gather(*flood[LOOKUPS:], return_exceptions=True)
+    # Who cannot be looked up is told so, and waits no longer than that.
+    assert {type(one) for one in told} == {Unavailable}
+    assert counted.at_once == LOOKUPS + 1
+    counted.hold.set()
+    assert await good is not None
+    assert await asyncio.gather(*flood[:LOOKUPS]) == [None] * LOOKUPS
+
+
+async def test_many_requests_of_one_key_look_it_up_once(counted: Counted) -> None:
+    store = SqlKeyStore(counted)
+    _, secret = await store.create("ci", ["read"])
+    found = await asyncio.gather(*(store.check(secret) for _ in range(200)))
+    assert all(found)
+    assert counted.reads <= LOOKUPS
 
 
 async def test_a_revoked_key_is_refused_at_once(store: SqlKeyStore) -> None:
@@ -169,3 +341,152 @@ async def test_keys_are_listed_newest_first(store: SqlKeyStore) -> None:
     for name in "abc":
         await store.create(name, ["read"])
     assert [one.name for one in await store.all()] == ["c", "b", "a"]
+
+
+# When a key was last used.
+
+
+async def test_the_last_use_is_shown_at_once_and_to_others_after_close(
+    database: Database,
+) -> None:
+    day = Day()
+    store, other = SqlKeyStore(database, now=day), SqlKeyStore(database)
+    _, secret = await store.create("ci", ["read"])
+    assert await last_used(store) is None
+    day.now += timedelta(minutes=5)
+    assert await store.check(secret)
+    assert await store.check(guess()) is None
+    assert await last_used(store) == day.now
+    assert await last_used(other) is None, "a use was written while somebody waited"
+    await store.close()
+    assert await last_used(other) == day.now
+    await store.close()
+
+
+async def test_the_last_use_is_written_in_the_background(database: Database) -> None:
+    store = SqlKeyStore(database, note_every_s=0.05)
+    other = SqlKeyStore(database)
+    _, secret = await store.create("ci", ["read"])
+    for _ in range(3):  # the writer ends when there is nothing, and begins again
+        before = await last_used(other)
+        assert await store.check(secret)
+
+        async def written(before: datetime | None = before) -> bool:
+            return await last_used(other) not in {None, before}
+
+        await until(written)
+    assert NOTE_EVERY_S == 60
+    await store.close()
+
+
+async def test_uses_of_many_keys_are_written_in_one_transaction(
+    database: Database,
+) -> None:
+    store = SqlKeyStore(database)
+    made = [await store.create(f"k{n}", ["read"]) for n in range(20)]
+    assert all([await store.check(secret) for _, secret in made[1:]])
+    changes = 0
+
+    class Watched(Database):
+        @asynccontextmanager
+        async def write(self) -> AsyncIterator[AsyncConnection]:
+            nonlocal changes
+            changes += 1
+            async with super().write() as connection:
+                yield connection
+
+    async with Watched.open(database.url) as watched:
+        writer = SqlKeyStore(watched)
+        assert all([await writer.check(secret) for _, secret in made[1:]])
+        await writer.close()
+    found = {key.name: key.last_used_at for key in await SqlKeyStore(database).all()}
+    assert found.pop("k0") is None
+    assert all(found.values())
+    assert changes == 1
+    await store.close()
+
+
+async def test_an_older_use_never_replaces_a_later_one(database: Database) -> None:
+    early, late = Day(), Day()
+    late.now += timedelta(hours=1)
+    first = SqlKeyStore(database, now=early)
+    second = SqlKeyStore(database, now=late)
+    _, secret = await first.create("ci", ["read"])
+    assert await first.check(secret)
+    assert await second.check(secret)
+    await second.close()
+    await first.close()
+    assert await last_used(SqlKeyStore(database)) == late.now
+
+
+async def test_a_clock_that_is_set_back_does_not_move_the_last_use_back(
+    database: Database,
+) -> None:
+    day = Day()
+    used = day.now
+    store = SqlKeyStore(database, now=day)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    day.now -= timedelta(hours=3)
+    assert await store.check(secret)
+    assert await last_used(store) == used
+    await store.close()
+
+
+async def test_a_locked_database_delays_the_note_and_no_request(
+    database: Database, database_url: str
+) -> None:
+    store = SqlKeyStore(database, note_every_s=0.01)
+    _, secret = await store.create("ci", ["read"])
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for _ in range(100):
+            assert await store.check(secret)
+            await asyncio.sleep(0.005)
+        assert time.monotonic() - began < 10
+        assert await last_used(SqlKeyStore(database)) is None
+        other.rollback()
+
+    async def written() -> bool:
+        return await last_used(SqlKeyStore(database)) is not None
+
+    await until(written)
+    await store.close()
+
+
+async def test_what_cannot_be_written_is_kept_tried_again_and_said_once(
+    database: Database, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = SqlKeyStore(database, note_every_s=0.02)
+    _, secret = await store.create("ci", ["read"])
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
+        other.execute(
+            "CREATE TRIGGER no_use BEFORE UPDATE ON api_key"
+            " BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        assert await store.check(secret)
+        await asyncio.sleep(0.5)  # many attempts
+        assert await last_used(store) is not None
+        other.execute("DROP TRIGGER no_use")
+
+    async def written() -> bool:
+        return await last_used(SqlKeyStore(database)) is not None
+
+    await until(written)
+    await store.close()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("key_uses_not_written") == 1
+
+
+async def test_closing_over_a_database_that_refuses_does_not_raise(
+    database: Database, database_url: str
+) -> None:
+    store = SqlKeyStore(database)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
+        other.execute("ALTER TABLE api_key RENAME TO gone")
+        await store.close()
+        other.execute("ALTER TABLE gone RENAME TO api_key")
+    assert await store.check(secret), "a request that is still running"

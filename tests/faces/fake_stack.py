@@ -186,6 +186,7 @@ def cli_of(stack: FakeStack, tmp_path: Path) -> Cli:
     }
     (home / "run.json").write_text(json.dumps(run))
     (home / "api-key").write_text(f"{KEY}\n")
+    (home / "api-key").chmod(0o600)
     return Cli(home, tmp_path)
 
 

@@ -1,6 +1,6 @@
 """``nestor key``: the admin key, and keys with less reach."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -8,7 +8,7 @@ import typer
 from nestor.cli.client import Stack, admin_key, key_file, load_settings
 from nestor.cli.inert import inert
 from nestor.cli.render import Screen, print_json
-from nestor.errors import Misconfigured
+from nestor.errors import InvalidInput, Misconfigured, NotFound
 
 app = typer.Typer(
     name="key",
@@ -21,6 +21,9 @@ app = typer.Typer(
 
   curl -H "Authorization: Bearer $(nestor key)" http://127.0.0.1:8090/status""",
 )
+_ID_CHARS = 36
+_LEAST_CHARS = 8
+"""Of the beginning of an id that may stand for it."""
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -50,7 +53,8 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            help="admin, submit, approve, model, read, metrics or service; repeatable."
+            help="admin, submit, approve, model, read, metrics, service or task:ID;"
+            " repeatable."
         ),
     ],
     as_json: _JSON = False,
@@ -81,14 +85,15 @@ def list_keys(
         return
     rows = found.get("keys", []) if isinstance(found, dict) else found
     Screen().table(
-        ("id", "name", "scopes", "created", "revoked"),
+        ("id", "name", "scopes", "created", "last used", "state"),
         [
             (
                 row.get("id"),
                 row.get("name"),
                 ",".join(row.get("scopes", [])),
                 row.get("created_at"),
-                row.get("revoked_at"),
+                row.get("last_used_at") or "never",
+                f"revoked {row['revoked_at']}" if row.get("revoked_at") else "good",
             )
             for row in rows
         ],
@@ -98,8 +103,32 @@ def list_keys(
 
 @app.command(epilog="Example:\n\n  nestor key revoke KEY_ID")
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="From: nestor key list")],
+    key_id: Annotated[
+        str,
+        typer.Argument(
+            help="From: nestor key list; its beginning will do, 8 characters or more."
+        ),
+    ],
 ) -> None:
     """Refuse a key from now on."""
-    Stack.find().call("coordinator", "DELETE", f"/keys/{quote(key_id, safe='')}")
-    typer.echo("revoked")
+    if not key_id.strip("."):
+        raise InvalidInput.at("KEY_ID", f"{key_id!r} is not an id")
+    stack = Stack.find()
+    if _LEAST_CHARS <= len(key_id) < _ID_CHARS:
+        key_id = _only_one(stack, key_id)
+    stack.call("coordinator", "DELETE", f"/keys/{quote(key_id, safe='')}")
+    typer.echo(f"revoked {inert(key_id)}")
+
+
+def _only_one(stack: Stack, beginning: str) -> str:
+    """Return the id of the one key that begins so; nobody guesses between several."""
+    listed: Any = stack.call("coordinator", "GET", "/keys", query={"all": "true"})
+    ids = [str(row["id"]) for row in listed["keys"]]
+    found = [one for one in ids if one.startswith(beginning)]
+    if not found:
+        raise NotFound.at("KEY_ID", f"there is no key {beginning}")
+    if len(found) > 1:
+        raise InvalidInput.at(
+            "KEY_ID", f"{len(found)} keys begin with {beginning}; give more of it"
+        )
+    return found[0]

@@ -10,11 +10,18 @@ class KeyStore(Protocol):
     """Makes keys and tells whose a key is."""
 
     async def create(self, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
-        """Make a key; the secret is returned here and never again. Raises ``InvalidInput``."""
+        """Make a key; the secret is returned here and never again.
+
+        Raises ``InvalidInput`` that names ``name``, or the scope by its place (``scopes.1``).
+        """
         ...
 
     async def check(self, secret: str) -> Principal | None:
-        """Tell whose key this is; None when nobody's, or revoked."""
+        """Tell whose key this is; None when nobody's, or revoked.
+
+        Costs no look-up when it cannot be a key; the use of one is noted, and shown by
+        ``all`` within a minute. Raises ``Unavailable`` when the keys cannot be read.
+        """
         ...
 
     async def all(self) -> list[ApiKey]:

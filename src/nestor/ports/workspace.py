@@ -1,6 +1,6 @@
 """A task's private clone and its history, kept by the harness. tests/contracts/test_workspace.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,10 +37,14 @@ class Workspaces(Protocol):
     All calls may raise ``WorkspaceError`` with a sentence for the user.
     """
 
-    async def inspect(self, spec: TaskSpec) -> None:
+    async def inspect(
+        self, spec: TaskSpec, *, inside: Sequence[Path] | None = None
+    ) -> None:
         """Check the repository at submit: exists, is git, clean (or ``include_dirty``), base known.
 
-        Raises ``InvalidInput`` that names the field.
+        ``inside``: folders that it and all that git reads for it must lie in; None:
+        anywhere. Raises ``InvalidInput`` that names the field, ``Forbidden`` for what
+        leads out of those folders.
         """
         ...
 

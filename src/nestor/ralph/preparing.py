@@ -20,6 +20,7 @@ from nestor.ralph.parts import (
 )
 from nestor.ralph.protection import protected
 from nestor.ralph.records import End, Prepared
+from nestor.ralph.sealing import moved
 from nestor.ralph.verification import Subject
 from nestor.telemetry import metrics
 from nestor.telemetry.trace import trace
@@ -61,6 +62,8 @@ async def _prepare(p: Parts, task: Task, now: datetime) -> Prepared:
             "set NESTOR_LOCAL_MODEL or NESTOR_REMOTE_MODEL"
         )
         return Prepared(at=now, end=failed(Reason.BACKEND_UNAVAILABLE, why))
+    if why := moved(task.spec):
+        return Prepared(at=now, end=failed(Reason.WORKSPACE_ERROR, why))
     try:
         clone = await p.workspaces.prepare(task.task_id, task.spec)
         setup = await p.environments.ready(

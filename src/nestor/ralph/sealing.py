@@ -18,6 +18,7 @@ from nestor.model.task import (
     Check,
     Network,
     Reason,
+    SandboxSpec,
     Task,
     TaskSpec,
     TaskStatus,
@@ -25,14 +26,14 @@ from nestor.model.task import (
 from nestor.ports.agent import AgentBackend
 
 PRIORITIES = ("P0", "P1", "P2", "P3")
-_MAX_ITERATIONS = 100
+MAX_ITERATIONS = 100
 _MAX_TEXT = 100_000
 _MAX_LIST = 200
 _MIN_MEMORY = 64 * 1024 * 1024
 _MAX_MEMORY = 1 << 50
 MAX_PHASE = 9999
 _MAX_PROCESSES = 32_768
-_MAX_TIMEOUT_S = 24 * 3600.0
+MAX_TIMEOUT_S = 24 * 3600.0
 _PHASE = re.compile(r"P([0-9]{1,4})-")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -108,11 +109,39 @@ def needs_approval(spec: TaskSpec, principal: Principal) -> str | None:
             ("checks", spec.all_checks),
             ("setup", spec.setup),
             ("mounts", spec.mounts),
+            ("more processes", spec.sandbox.processes > SandboxSpec().processes),
         )
         if value
     ]
     if brings and not principal.may(ADMIN):
         return f"the key is not an admin's, and the task brings {', '.join(brings)}"
+    return None
+
+
+def followed(spec: TaskSpec) -> TaskSpec:
+    """Name the repository by where it really lies, so that ``moved`` can tell later."""
+    place = spec.workspace
+    if place is None or place.repo is None:
+        return spec
+    real = str(Path(place.repo).expanduser().resolve())
+    place = msgspec.structs.replace(place, repo=real)
+    return msgspec.structs.replace(spec, workspace=place)
+
+
+def moved(spec: TaskSpec) -> str | None:
+    """Say why the repository is not the one that was asked for; None: it is.
+
+    Whoever may write beside it could put a link in its place after the task was let in.
+    """
+    repo = spec.workspace.repo if spec.workspace else None
+    if repo is None:
+        return None
+    try:
+        real = Path(repo).resolve()
+    except (OSError, RuntimeError) as error:
+        return f"{repo} cannot be followed any more: {error}"
+    if real != Path(repo):
+        return f"{repo} is a link to {real} now; submit the task again if that is meant"
     return None
 
 
@@ -149,8 +178,8 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
         ),
         (
             "max_iterations",
-            not 1 <= (spec.max_iterations or 0) <= _MAX_ITERATIONS,
-            f"use 1 to {_MAX_ITERATIONS}",
+            not 1 <= (spec.max_iterations or 0) <= MAX_ITERATIONS,
+            f"use 1 to {MAX_ITERATIONS}",
         ),
         (
             "dependencies",
@@ -273,7 +302,7 @@ def _check_errors(checks: list[Check]) -> list[FieldError]:
         at = f"checks.{number}"
         if _is_empty(check.run):
             errors.append(FieldError(f"{at}.run", "is empty"))
-        if not 0 < check.timeout_s <= _MAX_TIMEOUT_S:
+        if not 0 < check.timeout_s <= MAX_TIMEOUT_S:
             errors.append(
                 FieldError(f"{at}.timeout_s", "use more than 0, at most a day")
             )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,7 +34,7 @@ from nestor.ralph.isolation import Isolation
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
 from nestor.ralph.parts import count_tasks
-from nestor.ralph.sealing import Sealing, seal
+from nestor.ralph.sealing import Sealing, followed, seal
 from nestor.telemetry.learning_client import LearningClient
 
 
@@ -46,6 +45,18 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     created: bool
     position: int
     """Tasks that wait, this one included; 0 when it does not wait."""
+
+
+def may_see(task: Task, reader: Principal) -> bool:
+    """Tell whether a task is there for this key: its own, or all for some scopes.
+
+    Who approves must see what it is about, and what became of it.
+    """
+    return (
+        task.submitted_by == reader.key_id
+        or reader.may("read")
+        or reader.may("approve")
+    )
 
 
 class Ralph:
@@ -92,15 +103,19 @@ class Ralph:
         """Seal and store a task and queue it, or ask for its approval, in one commit.
 
         Raises ``InvalidInput`` naming each wrong field, ``Conflict`` when the id is taken
-        by another body, ``Forbidden`` for a repository outside the roots of this key.
+        by another body or by a task that this key may not see, ``Forbidden`` for a
+        repository outside the roots of this key.
         """
         task, digest = seal(spec, principal, self._sealing, now=self._clock())
         known = await self._known(task.task_id)
-        if known is None:
+        if known is not None:
+            _refuse_hidden(known, principal)
+        else:
             # Only for a new task: a repeat must give the old one, whatever became of its
             # repository.
-            self._may_use_repository(task, principal)
-            await self._workspaces.inspect(task.spec)
+            inside = None if principal.may(ADMIN) else self._sealing.workspace_roots
+            await self._workspaces.inspect(task.spec, inside=inside)
+            task = msgspec.structs.replace(task, spec=followed(task.spec))
         questions = [{"what": q.what, "approval_id": q.id} for q in task.approvals]
         stored, created = await self._store.add(
             task,
@@ -113,6 +128,8 @@ class Ralph:
         )
         if created:
             self._relay.nudge()
+        else:
+            _refuse_hidden(stored, principal)
         counts = await count_tasks(self._store)
         waiting = stored.status is TaskStatus.QUEUED
         position = counts.get(TaskStatus.QUEUED, 0) if waiting else 0
@@ -123,15 +140,6 @@ class Ralph:
             return await self._store.get(task_id)
         except NotFound:
             return None
-
-    def _may_use_repository(self, task: Task, principal: Principal) -> None:
-        workspace = task.spec.workspace
-        if workspace is None or workspace.repo is None or principal.may(ADMIN):
-            return
-        repo = Path(workspace.repo).expanduser().resolve()
-        if not any(repo.is_relative_to(root) for root in self._sealing.workspace_roots):
-            message = "workspace.repo: outside NESTOR_WORKSPACE_ROOTS; this needs an admin key"
-            raise Forbidden(message)
 
     async def approve(
         self,
@@ -148,7 +156,7 @@ class Ralph:
         when the task does not wait, waits with another question, or was answered by
         somebody else meanwhile.
         """
-        task = await self._store.get(task_id)
+        task = await self.get(task_id, by=principal)
         if task.status is not TaskStatus.AWAITING_APPROVAL:
             message = f"task {task_id} does not wait for approval: it is {task.status}"
             raise Conflict(message)
@@ -198,8 +206,8 @@ class Ralph:
         """Ask for the end. ``cancelled`` shows only once its processes are gone.
 
         ``by`` None: the operator in person. Any other key ends the tasks it submitted,
-        an admin's all (``Forbidden``). A task that has ended stays as it is
-        (``Conflict``).
+        an admin's all (``Forbidden``; ``NotFound`` for one that it may not even see). A
+        task that has ended stays as it is (``Conflict``).
         """
         waiting = TaskChange(
             status=TaskStatus.CANCELLED,
@@ -208,7 +216,7 @@ class Ralph:
             cancel_requested=True,
             detail="Cancelled before it started.",
         )
-        task = await self._store.get(task_id)
+        task = await self.get(task_id, by=by)
         if by is not None and task.submitted_by != by.key_id and not by.may(ADMIN):
             raise Forbidden(
                 "only the key that submitted a task, or an admin's, ends it"
@@ -231,9 +239,15 @@ class Ralph:
         self._relay.nudge()
         return task
 
-    async def get(self, task_id: str) -> Task:
-        """Read one task. Raises ``NotFound``."""
-        return await self._store.get(task_id)
+    async def get(self, task_id: str, *, by: Principal | None = None) -> Task:
+        """Read one task. ``by`` None: the operator in person, or ourselves.
+
+        Raises ``NotFound``, in the same words for a task that this key may not see.
+        """
+        task = await self._known(task_id)
+        if task is None or not (by is None or may_see(task, by)):
+            raise NotFound.at("task_id", f"there is no task {task_id}")
+        return task
 
     async def newest(self, which: TaskFilter, *, limit: int) -> tuple[list[Task], bool]:
         """Read the newest tasks, newest first, and tell whether there are older ones."""
@@ -312,6 +326,12 @@ class Ralph:
             event_id=derived_id(task.task_id, 0, kind),
             trace_id=task.trace_id,
         )
+
+
+def _refuse_hidden(task: Task, principal: Principal) -> None:
+    """Say the same of every task that this key may not see, whatever it holds."""
+    if not may_see(task, principal):
+        raise Conflict(f"task_id: {task.task_id} is taken; use another")
 
 
 def _end(change: TaskChange) -> dict[str, Any]:

@@ -11,11 +11,20 @@ from litestar.di import Provide
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
-from nestor.errors import InvalidInput
+from nestor.errors import Conflict, InvalidInput
 from nestor.model.access import ADMIN, Principal
 from nestor.model.task import FINAL_STATUSES, Check, Task, TaskSpec, TaskStatus
-from nestor.ports.task_store import TaskFilter
+from nestor.ports.task_store import TaskFilter, TaskTotals
 from nestor.ralph.sealing import MAX_PHASE, PRIORITIES
+from nestor.web.views import (
+    Accepted,
+    Iterations,
+    Results,
+    ResultView,
+    Status,
+    TaskList,
+    TaskView,
+)
 from nestor.wiring import Nestor
 
 _KEEP_ALIVE_S = 15.0
@@ -42,9 +51,16 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def listing(
-    priority: str | None = None,
-    phase: int | None = None,
-    of: Annotated[str | None, QueryParameter(name="status")] = None,
+    priority: Annotated[
+        str | None, QueryParameter(schema_extra={"enum": list(PRIORITIES)})
+    ] = None,
+    phase: Annotated[
+        int | None, QueryParameter(schema_extra={"minimum": 0, "maximum": MAX_PHASE})
+    ] = None,
+    of: Annotated[
+        str | None,
+        QueryParameter(name="status", schema_extra={"enum": list(TaskStatus)}),
+    ] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 200,
 ) -> Listing:
     """Read the query of every view that lists tasks. Raises ``InvalidInput``."""
@@ -64,7 +80,18 @@ async def listing(
 _LISTING = {"shown": Provide(listing)}
 
 
-def task_view(task: Task, reader: Principal) -> dict[str, Any]:
+async def seen(request: Request[Any, Any, Any], task_id: str) -> Task:
+    """Read the task that the path names, if this key may see it. Raises ``NotFound``."""
+    nestor: Nestor = request.app.state.nestor
+    return await nestor.ralph.get(task_id, by=request.user)
+
+
+_ONE = {"scope": ("read", "submit", "approve")}
+"""Of one task: a key that only submits sees its own; for others there is no such task."""
+_SEEN = {"task": Provide(seen)}
+
+
+def task_view(task: Task, reader: Principal) -> TaskView:
     """Shape a task for clients: what it is, where it stands, what it used.
 
     What its checks find in their environment may be secret: the values are the admin's.
@@ -87,7 +114,9 @@ def task_view(task: Task, reader: Principal) -> dict[str, Any]:
         "iteration": task.iteration,
         "max_iterations": task.max_iterations,
         "budget": {
-            **budget,
+            "usd": budget["usd"],
+            "tokens": budget["tokens"],
+            "seconds": budget["seconds"],
             "spent_usd": None if spent.usd is None else _money(spent.usd),
             "spent_tokens": spent.tokens,
             "spent_s": round(spent.seconds, 3),
@@ -97,6 +126,11 @@ def task_view(task: Task, reader: Principal) -> dict[str, Any]:
         "branch": task.branch,
         "base": task.base,
         "checks": [_check_view(check, reader) for check in task.spec.all_checks],
+        # What a person agrees to, who approves it.
+        "command": task.spec.command,
+        "setup": task.spec.setup,
+        "mounts": task.spec.mounts,
+        "sandbox": msgspec.to_builtins(task.spec.sandbox),
         "protected": task.spec.protected,
         "guard_only": task.spec.guard_only,
         "approvals": [msgspec.to_builtins(approval) for approval in task.approvals],
@@ -120,12 +154,20 @@ def _money(value: Decimal) -> str:
     return format(value, "f")
 
 
-@post(["/submit", "/tasks"], status_code=202, opt={"scope": "submit"})
-async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[Any]:
+@post(
+    ["/submit", "/tasks"],
+    status_code=202,
+    opt={
+        "scope": "submit",
+        "replies": {200: Accepted, 202: Accepted},
+        "raises": (Conflict,),
+    },
+)
+async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[Accepted]:
     """Submit a task: 202; the same id with the same body again: 200 and the old task."""
     nestor: Nestor = request.app.state.nestor
     done = await nestor.ralph.submit(data, request.user)
-    body = {
+    body: Accepted = {
         "task_id": done.task.task_id,
         "status": done.task.status,
         "position": done.position,
@@ -135,7 +177,7 @@ async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[An
 
 
 @get("/status", opt={"scope": "read"}, dependencies=_LISTING)
-async def status(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+async def status(request: Request[Any, Any, Any], shown: Listing) -> Status:
     """The newest tasks, counts of all by status, and what works on them."""
     nestor: Nestor = request.app.state.nestor
     return {
@@ -146,7 +188,7 @@ async def status(request: Request[Any, Any, Any], shown: Listing) -> dict[str, A
 
 
 @get("/results", opt={"scope": "read"}, dependencies=_LISTING)
-async def results(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+async def results(request: Request[Any, Any, Any], shown: Listing) -> Results:
     """How ended tasks ended, newest first; ``truncated``: there are older ones."""
     nestor: Nestor = request.app.state.nestor
     which = msgspec.structs.replace(shown.which, ended=True)
@@ -157,7 +199,7 @@ async def results(request: Request[Any, Any, Any], shown: Listing) -> dict[str, 
     }
 
 
-async def _result(nestor: Nestor, task: Task) -> dict[str, Any]:
+async def _result(nestor: Nestor, task: Task) -> ResultView:
     iterations = await nestor.ralph.iterations(task.task_id)
     last = iterations[-1] if iterations else None
     seconds = None
@@ -185,12 +227,12 @@ async def _result(nestor: Nestor, task: Task) -> dict[str, Any]:
 
 
 @get("/tasks", opt={"scope": "read"}, dependencies=_LISTING)
-async def tasks(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+async def tasks(request: Request[Any, Any, Any], shown: Listing) -> TaskList:
     """The newest tasks, newest first; ``truncated``: there are older ones."""
     return await _tasks(request, shown)
 
 
-async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> dict[str, Any]:
+async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> TaskList:
     nestor: Nestor = request.app.state.nestor
     found, truncated = await nestor.ralph.newest(shown.which, limit=shown.limit)
     return {
@@ -199,41 +241,54 @@ async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> dict[str, A
     }
 
 
-@get("/tasks/{task_id:str}", opt={"scope": "read"})
-async def task(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+@get("/tasks/{task_id:str}", opt=_ONE, dependencies=_SEEN)
+async def task(request: Request[Any, Any, Any], task: Task) -> TaskView:
     """One task."""
-    nestor: Nestor = request.app.state.nestor
-    return task_view(await nestor.ralph.get(task_id), request.user)
+    return task_view(task, request.user)
 
 
-@get("/tasks/{task_id:str}/iterations", opt={"scope": "read"})
-async def iterations(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+@get("/tasks/{task_id:str}/iterations", opt=_ONE, dependencies=_SEEN)
+async def iterations(request: Request[Any, Any, Any], task: Task) -> Iterations:
     """What was recorded of each iteration, oldest first."""
     nestor: Nestor = request.app.state.nestor
-    found = await nestor.ralph.iterations(task_id)
-    calls = await nestor.ledger.calls(task_id)
+    found = await nestor.ralph.iterations(task.task_id)
+    calls = await nestor.ledger.calls(task.task_id)
     return {
         "iterations": [msgspec.to_builtins(iteration) for iteration in found],
         "model_calls": [msgspec.to_builtins(call) for call in calls],
     }
 
 
-@get("/tasks/{task_id:str}/diff", opt={"scope": "read"})
-async def diff(request: Request[Any, Any, Any], task_id: str) -> Response[str]:
+@get(
+    "/tasks/{task_id:str}/diff",
+    opt={**_ONE, "media": ["text/plain"]},
+    dependencies=_SEEN,
+)
+async def diff(request: Request[Any, Any, Any], task: Task) -> Response[str]:
     """The newest snapshot against the base, as a unified diff."""
     nestor: Nestor = request.app.state.nestor
-    text = await nestor.ralph.diff(task_id)
+    text = await nestor.ralph.diff(task.task_id)
     return Response(text, media_type="text/plain")
 
 
-@get("/tasks/{task_id:str}/events", opt={"scope": "read"})
-async def events(request: Request[Any, Any, Any], task_id: str) -> Stream:
+@get(
+    "/tasks/{task_id:str}/events",
+    opt={
+        **_ONE,
+        "replies": {200: str},
+        "media": ["text/event-stream"],
+        "request_headers": {
+            "Last-Event-ID": {"type": "string", "pattern": r"^[0-9]{1,15}$"}
+        },
+    },
+    dependencies=_SEEN,
+)
+async def events(request: Request[Any, Any, Any], task: Task) -> Stream:
     """Live, as Server-Sent Events; ``Last-Event-ID`` resumes after that one."""
     nestor: Nestor = request.app.state.nestor
-    await nestor.ralph.get(task_id)
     after = _last_event(request.headers.get("last-event-id", "0"))
     return Stream(
-        lambda: _follow(nestor, task_id, after), media_type="text/event-stream"
+        lambda: _follow(nestor, task.task_id, after), media_type="text/event-stream"
     )
 
 
@@ -270,19 +325,23 @@ async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[byt
 @post(
     ["/tasks/{task_id:str}/cancel", "/tasks/{task_id:str}/stop"],
     status_code=202,
-    opt={"scope": "submit"},
+    opt={"scope": "submit", "raises": (Conflict,)},
 )
-async def cancel(request: Request[Any, Any, Any], task_id: str) -> dict[str, Any]:
+async def cancel(request: Request[Any, Any, Any], task_id: str) -> TaskView:
     """Ask for the end; the status says ``cancelled`` once no process is left."""
     nestor: Nestor = request.app.state.nestor
     cancelled = await nestor.ralph.cancel(task_id, by=request.user)
     return task_view(cancelled, request.user)
 
 
-@post("/tasks/{task_id:str}/approve", status_code=202, opt={"scope": "approve"})
+@post(
+    "/tasks/{task_id:str}/approve",
+    status_code=202,
+    opt={"scope": "approve", "raises": (Conflict,)},
+)
 async def approve(
     request: Request[Any, Any, Any], task_id: str, data: Approve
-) -> dict[str, Any]:
+) -> TaskView:
     """Answer a task that waits for a person."""
     nestor: Nestor = request.app.state.nestor
     answered = await nestor.ralph.approve(
@@ -295,7 +354,7 @@ async def approve(
     return task_view(answered, request.user)
 
 
-@get("/stats", opt={"scope": "read"})
+@get("/stats", opt={"scope": "read", "replies": {200: TaskTotals}})
 async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Totals over all tasks that this store knows."""
     nestor: Nestor = request.app.state.nestor

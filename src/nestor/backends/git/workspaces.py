@@ -12,14 +12,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from nestor.backends.git import listing, source, trees
+from nestor.backends.git import borders, listing, source, trees
 from nestor.backends.git.command import Repository
 from nestor.backends.git.trees import Entry
 from nestor.errors import InvalidInput, WorkspaceError
@@ -61,14 +61,20 @@ class GitWorkspaces:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
-    async def inspect(self, spec: TaskSpec) -> None:
+    async def inspect(
+        self, spec: TaskSpec, *, inside: Sequence[Path] | None = None
+    ) -> None:
         """See Workspaces.inspect. Runs nothing that the repository configures."""
         place = spec.workspace
         if place is None or place.repo is None:
             _refuse_without_repository(spec)
             return
+        if inside is not None:
+            borders.check_folder(place.repo, inside)
         try:
             found = await source.open_source(place.repo)
+            if inside is not None:
+                await asyncio.to_thread(borders.check, found, inside)
             if found.path.is_relative_to(self._tasks):
                 raise InvalidInput.at(
                     "workspace.repo", "is inside Nestor's own data folder"

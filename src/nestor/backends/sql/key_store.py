@@ -1,32 +1,54 @@
 """API keys in SQL: only their SHA-256 is stored."""
 
+import asyncio
+import contextvars
 import hashlib
+import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import BindParameter, Row, bindparam, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.rows import encode, time_text
 from nestor.backends.sql.schema import api_key
-from nestor.errors import InvalidInput, NotFound
+from nestor.errors import InvalidInput, NestorError, NotFound, Unavailable
 from nestor.model.access import SCOPES, ApiKey, Principal
 from nestor.model.ids import TASK_ID, new_id
+from nestor.telemetry.logs import get_logger
 
 PREFIX = "nst_"
-MAX_SECRET_CHARS = 200
 MAX_NAME_CHARS = 200
 CACHE_S = 2.0
 """A key revoked by another process is refused after at most this long."""
+NOTE_EVERY_S = 60.0
+"""How often the last use of keys is written; ``kill -9`` loses what came after."""
+LOOKUPS = 2
+"""Secrets looked up at one time. Guessed ones must leave the database to real work."""
+LOOKUP_WAIT_S = 5.0
+"""Longest wait for a turn; who waits longer is told to come back."""
 
+_FORM = re.compile(PREFIX + "[A-Za-z0-9_-]{43}")
+"""What ``create`` makes: 32 bytes in base64url."""
+_HIDES = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""Characters that make a name look like another one, or break the line it stands in."""
 _CACHE_ENTRIES = 1024
+_SHOWN_CHARS = 80
+_log = get_logger("nestor.keys")
 
 
 class SqlKeyStore:
-    """``ports.key_store.KeyStore``. 256-bit random secrets need no slow hash."""
+    """``ports.key_store.KeyStore``. 256-bit random secrets need no slow hash.
+
+    The last use of each key is kept in memory and written in the background about once a
+    minute; ``close`` writes the rest.
+    """
 
     def __init__(
         self,
@@ -34,17 +56,29 @@ class SqlKeyStore:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
+        note_every_s: float = NOTE_EVERY_S,
     ) -> None:
         self._database = database
         self._now = now
         self._monotonic = monotonic
         self._known: dict[str, tuple[Principal, float]] = {}
         self._revocations = 0
+        # A flood of guesses fills its own lane, not that of keys which were good before.
+        self._guesses = asyncio.Semaphore(LOOKUPS)
+        self._renewals = asyncio.Semaphore(LOOKUPS)
+        self._note_every_s = note_every_s
+        self._used: dict[str, datetime] = {}
+        self._writer: asyncio.Task[None] | None = None
+        self._write_failed = False
+        self._closed = False
 
     async def create(self, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
         """Make a key; the secret is returned here and never again. Raises ``InvalidInput``."""
-        if not 0 < len(name) <= MAX_NAME_CHARS:
+        if not name.strip() or len(name) > MAX_NAME_CHARS:
             raise InvalidInput.at("name", f"1 to {MAX_NAME_CHARS} characters")
+        if found := _HIDES.search(name):
+            message = f"holds a control character (U+{ord(found[0]):04X})"
+            raise InvalidInput.at("name", message)
         key = ApiKey(
             id=new_id(), name=name, scopes=_valid(scopes), created_at=self._now()
         )
@@ -62,13 +96,37 @@ class SqlKeyStore:
         return key, secret
 
     async def check(self, secret: str) -> Principal | None:
-        """Tell whose key this is; None when nobody's, or revoked."""
-        if not secret or len(secret) > MAX_SECRET_CHARS:
+        """Tell whose key this is; None when nobody's, or revoked.
+
+        What cannot be a key is answered without a lookup. Raises ``Unavailable``.
+        """
+        if not _FORM.fullmatch(secret):
             return None
         digest = hash_of(secret)
+        principal = self._cached(digest) or await self._looked_up(digest)
+        if principal is not None:
+            self._note_use(principal.key_id)
+        return principal
+
+    def _cached(self, digest: str) -> Principal | None:
         known = self._known.get(digest)
-        if known and self._monotonic() < known[1]:
-            return known[0]
+        return known[0] if known and self._monotonic() < known[1] else None
+
+    async def _looked_up(self, digest: str) -> Principal | None:
+        lane = self._renewals if digest in self._known else self._guesses
+        try:
+            async with asyncio.timeout(LOOKUP_WAIT_S):
+                await lane.acquire()
+        except TimeoutError:
+            message = "too many unknown keys are being looked up; try again"
+            raise Unavailable(message) from None
+        try:
+            # Of many requests with one key the first has looked.
+            return self._cached(digest) or await self._read(digest)
+        finally:
+            lane.release()
+
+    async def _read(self, digest: str) -> Principal | None:
         revocations, until = self._revocations, self._monotonic() + CACHE_S
         query = select(api_key.c.id, api_key.c.scopes).where(
             api_key.c.secret_hash == digest, api_key.c.revoked_at.is_(None)
@@ -76,6 +134,7 @@ class SqlKeyStore:
         async with self._database.read() as connection:
             row = (await connection.execute(query)).first()
         if row is None:
+            # Guesses are not remembered: they would push out what is known.
             self._known.pop(digest, None)
             return None
         principal = Principal(
@@ -90,12 +149,71 @@ class SqlKeyStore:
         return principal
 
     async def all(self) -> list[ApiKey]:
-        """All keys, newest first, without secrets."""
+        """All keys, newest first, without secrets; with what this process saw of their use."""
         query = select(api_key).order_by(
             api_key.c.created_at.desc(), api_key.c.id.desc()
         )
         async with self._database.read() as connection:
-            return [_key(row) for row in await connection.execute(query)]
+            return [_key(row, self._used) for row in await connection.execute(query)]
+
+    async def close(self) -> None:
+        """Write the last uses that are not written.
+
+        Never raises; a locked database is waited for as by any writer (30 s at most).
+        """
+        self._closed = True
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        await self._write_uses()
+
+    def _note_use(self, key_id: str) -> None:
+        at = self._now()
+        before = self._used.get(key_id)
+        self._used[key_id] = at if before is None else max(at, before)
+        if self._writer is None and not self._closed:
+            # A context of its own: what it logs is not of the request that began it.
+            self._writer = asyncio.create_task(
+                self._write_now_and_then(),
+                name="key uses",
+                context=contextvars.Context(),
+            )
+
+    async def _write_now_and_then(self) -> None:
+        while self._used:
+            await asyncio.sleep(self._note_every_s)
+            await self._write_uses()
+        self._writer = None
+
+    async def _write_uses(self) -> None:
+        """Write what was noted, in one transaction; what cannot be written stays noted."""
+        noted = dict(self._used)
+        if not noted:
+            return
+        at: BindParameter[str] = bindparam("at")
+        statement = (
+            update(api_key)
+            .where(
+                api_key.c.id == bindparam("key_id"),
+                # Another process may have written a later use.
+                or_(api_key.c.last_used_at.is_(None), api_key.c.last_used_at < at),
+            )
+            .values(last_used_at=at)
+        )
+        rows = [{"key_id": key, "at": time_text(used)} for key, used in noted.items()]
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(statement, rows)
+        except (NestorError, SQLAlchemyError) as error:
+            # Nobody waits for this; it is tried again, and said once.
+            if not self._write_failed:
+                _log.warning("key_uses_not_written", error=str(error))
+            self._write_failed = True
+            return
+        self._write_failed = False
+        for key, used in noted.items():
+            if self._used.get(key) == used:
+                del self._used[key]
 
     async def revoke(self, key_id: str) -> None:
         """A revoked key is refused from now on. Raises ``NotFound``."""
@@ -143,27 +261,36 @@ def hash_of(secret: str) -> str:
 
 
 def _valid(scopes: Sequence[str]) -> list[str]:
-    unique = sorted(set(scopes))
-    if not unique:
+    if not scopes:
         raise InvalidInput.at("scopes", "at least one scope is needed")
+    for number, scope in enumerate(scopes):
+        head, _, task_id = scope.partition("task:")
+        if scope in SCOPES or (not head and TASK_ID.fullmatch(task_id)):
+            continue
+        known = ", ".join(sorted(SCOPES))
+        raise InvalidInput.at(
+            f"scopes.{number}",
+            f"{scope[:_SHOWN_CHARS]!r} is not one of {known}, task:<id>",
+        )
+    unique = sorted(set(scopes))
     tasks = [scope for scope in unique if scope.startswith("task:")]
-    for number, scope in enumerate(unique):
-        task_id = scope.removeprefix("task:")
-        if scope not in SCOPES and not (scope in tasks and TASK_ID.fullmatch(task_id)):
-            known = ", ".join(sorted(SCOPES))
-            raise InvalidInput.at(
-                f"scopes.{number}", f"{scope!r} is not one of {known}, task:<id>"
-            )
     if tasks and unique not in ([tasks[0]], ["model", tasks[0]]):
         raise InvalidInput.at("scopes", "a task's key reaches one task's /v1/* alone")
     return unique
 
 
-def _key(row: Row[tuple[str, ...]]) -> ApiKey:
+def _key(row: Row[tuple[str, ...]], used: Mapping[str, datetime]) -> ApiKey:
+    stored = _time(row.last_used_at)
+    seen = [at for at in (stored, used.get(row.id)) if at is not None]
     return ApiKey(
         id=row.id,
         name=row.name,
         scopes=msgspec.json.decode(row.scopes, type=list[str]),
         created_at=datetime.fromisoformat(row.created_at),
-        revoked_at=datetime.fromisoformat(row.revoked_at) if row.revoked_at else None,
+        revoked_at=_time(row.revoked_at),
+        last_used_at=max(seen, default=None),
     )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
