@@ -5,15 +5,23 @@ then the defaults below, which run the whole stack from one folder with no serve
 A secret may be given as ``NESTOR_…_FILE``, the path of a file that holds it.
 """
 
+import difflib
 import os
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -23,15 +31,16 @@ from pydantic_settings import (
 )
 
 from nestor.errors import Misconfigured
+from nestor.model import network, secret
+from nestor.resilience.secret_file import read_secret_file
 
 PREFIX = "NESTOR_"
 FILE = "nestor.toml"
 SECRETS = ("api_key", "redis_url", "remote_api_key")
-_PLACEHOLDER = re.compile(
-    r"change.?me|your.?(api.?)?key|placeholder|xxx+|<.*>", re.IGNORECASE
-)
-_LEAST_KEY_CHARS = 16
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_KNOWN_NAMES = {"127.0.0.1", "::1", "localhost"}
+_WITH_PASSWORD = ("redis_url", "database_url")
+BaseUrl = Annotated[str, AfterValidator(network.base_url)]
+_Proxy = Annotated[str, AfterValidator(network.trusted_proxy)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port; which one is printed and written to ``$NESTOR_HOME/run.json``."""
 
@@ -40,6 +49,11 @@ def default_home() -> Path:
     """The platform's data folder: ``$XDG_DATA_HOME/nestor``."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "nestor"
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    network.refuse_redis_url(value.get_secret_value())
+    return value
 
 
 class Settings(BaseSettings):
@@ -56,10 +70,10 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=default_home)
     """Data folder; made at first start, mode 0700."""
-    host: str = "127.0.0.1"
-    """Address to bind. Only loopback for now."""
-    allowed_hosts: Annotated[list[str], NoDecode] = []
-    """More names a Host header may carry, comma-separated; loopback names are always allowed."""
+    host: Annotated[str, AfterValidator(network.bindable)] = "127.0.0.1"
+    """Address to bind (``0.0.0.0`` or ``::``: every one). Beyond loopback NESTOR_API_KEY must be given."""
+    allowed_hosts: Annotated[list[str], NoDecode, Field(validate_default=True)] = []
+    """More names a Host header may carry (``name`` or ``name:port``), comma-separated; loopback names and HOST are always allowed."""
     api_key: SecretStr | None = None
     """Admin key, 16 characters or more; when not given, one is made at first start (``nestor key``)."""
 
@@ -77,16 +91,16 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given. No other database yet."""
 
-    redis_url: SecretStr | None = None
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
     """``redis://HOST:PORT/DB``: rate limits shared by several processes; in this process alone when not given."""
-    trusted_proxies: Annotated[list[str], NoDecode] = []
+    trusted_proxies: Annotated[list[_Proxy], NoDecode] = []
     """Addresses or networks (``10.0.0.0/8``) of reverse proxies whose X-Forwarded-For is believed, comma-separated."""
 
-    local_base_url: str | None = None
+    local_base_url: BaseUrl | None = None
     """OpenAI-compatible server of the local model, ending in ``/v1`` (llama.cpp, Ollama, vLLM)."""
     local_model: str | None = None
     """A path that ends in ``.gguf`` starts llama.cpp; a name is sent to NESTOR_LOCAL_BASE_URL."""
-    remote_base_url: str | None = None
+    remote_base_url: BaseUrl | None = None
     """OpenAI-compatible server of the remote model, ending in ``/v1``."""
     remote_model: str | None = None
     """Its name there."""
@@ -128,32 +142,33 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return (
-            [p.strip() for p in value.split(",") if p.strip()]
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
-    @field_validator("api_key", "remote_api_key")
+    @field_validator("api_key", "remote_api_key", *_WITH_PASSWORD)
     @classmethod
-    def _refuse_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and _PLACEHOLDER.search(value.get_secret_value()):
-            raise ValueError("still holds a placeholder; put the real secret there")
+    def _real_secret(cls, value: Any, info: ValidationInfo) -> Any:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text is None:
+            return value
+        if info.field_name not in _WITH_PASSWORD:
+            secret.refuse_placeholder(text)
+        elif (password := network.password_in(text)) is not None:
+            secret.refuse_placeholder(password, "the password in it")
+        if info.field_name == "api_key" and (fault := secret.weakness_of(text)):
+            raise ValueError(fault)
         return value
 
-    @field_validator("api_key")
+    @field_validator("allowed_hosts")
     @classmethod
-    def _hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
-        key = "" if value is None else value.get_secret_value()
-        if value is not None and len(key) < _LEAST_KEY_CHARS:
-            message = (
-                f"too short: {len(key)} characters, at least {_LEAST_KEY_CHARS} are needed;"
-                " unset it, and a good one is made at first start"
-            )
-            raise ValueError(message)
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError("use ASCII letters, digits and signs, without spaces")
-        return value
+    def _hosts(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        named = [network.allowed_host(entry) for entry in value]
+        host = info.data.get("host", "localhost")
+        if host not in _KNOWN_NAMES and not network.is_everywhere(host):
+            # Its own clients call it so. No page can send a Host of its choice.
+            named.append(network.allowed_host(network.in_url(host)))
+        return list(dict.fromkeys(named))
 
     @field_validator("database_url")
     @classmethod
@@ -165,17 +180,29 @@ class Settings(BaseSettings):
             raise ValueError("PostgreSQL is not supported yet; use sqlite:///PATH")
         raise ValueError("not a database that Nestor can use; use sqlite:///PATH")
 
-    @field_validator("host")
+    @field_validator("workspace_roots")
     @classmethod
-    def _loopback(cls, value: str) -> str:
-        if value not in _LOOPBACK:
-            raise ValueError(f"{value!r} is not loopback; use 127.0.0.1")
-        return value
+    def _resolved(cls, value: list[Path]) -> list[Path]:
+        # Compared with resolved paths: a link or a relative name would match nothing.
+        try:
+            return [root.expanduser().resolve() for root in value]
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"cannot be followed: {error}") from None
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _open_to_others_only_with_a_key(self) -> Self:
+        if self.api_key is None and not network.is_loopback(self.host):
+            raise ValueError(
+                f"NESTOR_HOST: {self.host} can be reached from other machines, and no key"
+                " was chosen: set NESTOR_API_KEY_FILE (or NESTOR_API_KEY) to a key of your"
+                f" own, or use 127.0.0.1; {secret.MAKE_ONE}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _models_are_whole(self) -> Self:
@@ -205,6 +232,16 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'nestor.db'}"
 
     @property
+    def local_host(self) -> str:
+        """Where programs of this machine reach what is bound to HOST."""
+        return network.reached_at(self.host)
+
+    @property
+    def open_to_others(self) -> bool:
+        """Tell whether other machines may reach what is bound to HOST."""
+        return not network.is_loopback(self.host)
+
+    @property
     def starts_llama_cpp(self) -> bool:
         """Tell whether LOCAL_MODEL is a file for a llama.cpp of ours."""
         return (self.local_model or "").endswith(".gguf")
@@ -222,12 +259,7 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """Read the settings. Raises ``Misconfigured`` that names the setting and where it stands."""
-        secrets = {f"{name}_file" for name in SECRETS}
-        known = {f"{PREFIX}{name}".upper() for name in {*cls.model_fields, *secrets}}
-        given = {name for name in os.environ if name.startswith(PREFIX)}
-        if unknown := sorted(given - known):
-            message = f"unknown setting: {', '.join(unknown)} (nestor doctor --config lists all)"
-            raise Misconfigured(message)
+        _refuse_unknown_variables(cls.model_fields)
         in_file = _in_file()
         values = {**_secrets_from_files(), **overrides}
         try:
@@ -270,24 +302,50 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+def _refuse_unknown_variables(fields: Iterable[str]) -> None:
+    """Raise ``Misconfigured`` for a variable that nobody would read, with the nearest name."""
+    known = [f"{PREFIX}{name}".upper() for name in fields]
+    known += [f"{PREFIX}{name}_FILE".upper() for name in SECRETS]
+    given = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    # In small letters too: of two spellings of one setting, which counts would be a guess.
+    if unknown := sorted(given.difference(known)):
+        said = ", ".join(f"{name}{_nearest(name.upper(), known)}" for name in unknown)
+        message = f"unknown setting: {said}; nestor doctor --config lists all"
+        raise Misconfigured(message)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 def _secrets_from_files() -> dict[str, str]:
     found = {}
     for name in SECRETS:
-        variable = f"{PREFIX}{name}_FILE".upper()
+        plain = f"{PREFIX}{name}".upper()
+        variable = f"{plain}_FILE"
+        for given in {plain, variable} & os.environ.keys():
+            # An empty one is a secret that did not arrive, not one nobody wanted.
+            if not os.environ[given].strip():
+                raise Misconfigured(f"{given}: is given, but empty; fill or unset it")
         if path := os.environ.get(variable):
-            if os.environ.get(f"{PREFIX}{name}".upper()):
+            if plain in os.environ:
                 raise Misconfigured(f"{variable}: given twice, also without _FILE")
             try:
-                found[name] = Path(path).read_text().strip()
+                found[name] = read_secret_file(Path(path))
             except OSError as error:
                 raise Misconfigured(f"{variable}: {error.strerror}: {path}") from error
+            except ValueError as error:
+                raise Misconfigured(f"{variable}: {error}") from error
     return found
 
 
 def _in_file() -> dict[str, Any]:
     """Return what ``nestor.toml`` says; {} without one. Raises ``Misconfigured``."""
     try:
-        text = Path(FILE).read_bytes().decode()
+        with Path(FILE).open("rb") as file:
+            found = os.fstat(file.fileno())
+            text = file.read().decode()
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -296,11 +354,25 @@ def _in_file() -> dict[str, Any]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise Misconfigured(f"{FILE}: not UTF-8 text (at line {line})") from error
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         last = f"at line {text.count(chr(10)) + 1}, the end"
         why = str(error).replace("at end of document", last)
         raise Misconfigured(f"{FILE}: {why}") from error
+    if unknown := sorted(values.keys() - Settings.model_fields.keys()):
+        said = "; ".join(f"{name}: {_unknown_in_file(name)}" for name in unknown)
+        raise Misconfigured(f"{FILE}: {said}")
+    held = [name for name in SECRETS if _holds_secret(name, values)]
+    if held and (fault := secret.fault_of_file(found, Path(FILE))):
+        raise Misconfigured(f"{FILE}: {held[0]}: {fault}")
+    return values
+
+
+def _holds_secret(name: str, values: Mapping[str, Any]) -> bool:
+    value = values.get(name)
+    if name in _WITH_PASSWORD:
+        return isinstance(value, str) and network.password_in(value) is not None
+    return value is not None
 
 
 def _explain(error: ValidationError, in_file: set[str]) -> str:
@@ -315,9 +387,14 @@ def _explain(error: ValidationError, in_file: set[str]) -> str:
             continue
         variable = f"{PREFIX}{where[0]}".upper()
         if where[0] in in_file and not os.environ.get(variable):
-            unknown = item["type"] == "extra_forbidden"
-            said = "unknown setting" if unknown else message
-            lines.append(f"{FILE}: {'.'.join(where)}: {said}")
+            lines.append(f"{FILE}: {'.'.join(where)}: {message}")
         else:
             lines.append(f"{'.'.join([variable, *where[1:]])}: {message}")
     return "; ".join(lines)
+
+
+def _unknown_in_file(name: str) -> str:
+    said, plain = "unknown setting", name.lower().removeprefix(PREFIX.lower())
+    if plain.removesuffix("_file") in SECRETS and plain.endswith("_file"):
+        return f"{said}; only the environment has it: {PREFIX}{plain.upper()}"
+    return said + _nearest(plain, Settings.model_fields)

@@ -62,7 +62,7 @@ def test_a_folder_in_the_place_of_the_file_is_said() -> None:
         ("API_KEY", "a key with some spaces", "NESTOR_API_KEY: use ASCII"),
         (
             "DATABASE_URL",
-            "postgresql+psycopg://a:secret@b/c",
+            "postgresql+psycopg://a:hunter22@b/c",
             "NESTOR_DATABASE_URL: PostgreSQL is not supported yet; use sqlite:///PATH",
         ),
         ("DATABASE_URL", "nestor.db", "NESTOR_DATABASE_URL: not a database that"),
@@ -83,6 +83,51 @@ def test_a_value_that_cannot_be_used_is_refused_by_the_full_name_of_its_setting(
 def test_a_long_key_and_a_sqlite_url_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("NESTOR_API_KEY", "k" * 16)
+    monkeypatch.setenv("NESTOR_API_KEY", "k3yofTheseTests-")
     monkeypatch.setenv("NESTOR_DATABASE_URL", "sqlite:////data/nestor.db")
     assert Settings.load().database == "sqlite:////data/nestor.db"
+
+
+@pytest.mark.parametrize(
+    ("name", "said_"),
+    [
+        ("NESTOR_RALF_PORT", "NESTOR_RALF_PORT (did you mean NESTOR_RALPH_PORT?)"),
+        ("NESTOR_APIKEY", "NESTOR_APIKEY (did you mean NESTOR_API_KEY?)"),
+        ("NESTOR_API_KEYS", "did you mean NESTOR_API_KEY?"),
+        ("NESTOR_REDIS_URL_FILES", "did you mean NESTOR_REDIS_URL_FILE?"),
+        ("nestor_api_key", "nestor_api_key (did you mean NESTOR_API_KEY?)"),
+        ("Nestor_Host", "Nestor_Host (did you mean NESTOR_HOST?)"),
+        ("NESTOR_ZZZZZZ", "NESTOR_ZZZZZZ; nestor doctor"),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, said_: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert said().startswith("unknown setting: ")
+    assert said_ in said()
+
+
+@pytest.mark.parametrize(
+    ("text", "said_"),
+    [
+        ("ralf_port = 1", "ralf_port: unknown setting (did you mean ralph_port?)"),
+        ("API_KEY = 'x'", "API_KEY: unknown setting (did you mean api_key?)"),
+        ("nestor_workers = 3", "unknown setting (did you mean workers?)"),
+        ("api_key_file = 'k'", "only the environment has it: NESTOR_API_KEY_FILE"),
+    ],
+)
+def test_an_unknown_name_in_the_file_is_said_with_the_nearest_one(
+    text: str, said_: str
+) -> None:
+    Path("nestor.toml").write_text(text)
+    assert said().startswith("nestor.toml: ")
+    assert said_ in said()
+
+
+def test_variables_of_other_programs_are_not_our_business(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AIDB_API_KEY", "MY_NESTOR_PORT", "NESTORX"):
+        monkeypatch.setenv(name, "change_me_in_production")
+    Settings.load()

@@ -29,6 +29,7 @@ from nestor.errors import (
     Unauthorized,
     Unavailable,
 )
+from nestor.resilience.secret_file import read_secret_file
 
 if TYPE_CHECKING:
     from nestor.settings import Settings
@@ -81,8 +82,10 @@ class Stack:
             "coordinator": settings.coordinator_port,
             "learning": settings.learning_port,
         }
-        ports |= (read_run_file(settings.home) or {}).get("ports", {})
-        return cls(settings.host, ports, admin_key(settings))
+        run = read_run_file(settings.home) or {}
+        ports |= run.get("ports", {})
+        host = run.get("host") or settings.local_host
+        return cls(host, ports, admin_key(settings))
 
     def url(self, layer: str) -> str:
         """Return the address of a layer, without a path."""
@@ -246,6 +249,7 @@ def read_run_file(home: Path) -> dict[str, Any] | None:
         return None
     return {
         "pid": pid,
+        "host": str(found["host"]) if found.get("host") else None,
         "ports": {str(name): int(port) for name, port in ports.items()},
         "started_at": found.get("started_at"),
     }
@@ -255,15 +259,18 @@ def admin_key(settings: "Settings") -> str | None:
     """Return the key in force: the setting, else the file; None before the first start."""
     if settings.api_key is not None:
         return settings.api_key.get_secret_value()
+    path = key_file(settings)
     try:
-        return key_file(settings).read_text().strip() or None
+        return read_secret_file(path, owner_only=True)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Misconfigured(
-            f"{key_file(settings)}: {error.strerror} — run as the user who started the"
+            f"{path}: {error.strerror} — run as the user who started the"
             " stack, or set NESTOR_API_KEY"
         ) from error
+    except ValueError as error:
+        raise Misconfigured(f"{error} — or set NESTOR_API_KEY") from error
 
 
 def key_file(settings: "Settings") -> Path:

@@ -16,19 +16,28 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 import nestor
-from nestor.cli.client import Stack, load_settings, read_run_file
+from nestor.cli.client import (
+    Stack,
+    admin_key,
+    key_file,
+    load_settings,
+    read_run_file,
+)
 from nestor.cli.inert import one_line
 from nestor.cli.render import Screen, print_json
 from nestor.errors import NestorError
+from nestor.model.network import fault_of
 
 if TYPE_CHECKING:
     from nestor.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_REDIRECTS = range(300, 400)
 _NEEDED_PYTHON = (3, 11)
 _NEEDED_GIT = (2, 30)
 _LITTLE_DISK_BYTES = 1024**3
@@ -39,6 +48,16 @@ _EPILOG = """Examples:
   nestor doctor
 
   nestor doctor --config --json"""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is for one origin alone, and no proxy of the environment sees it either."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Leave the redirect as the error it is for the stack."""
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +108,8 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     """Look at each thing in turn; nothing is reported that was not just observed."""
     yield _python()
     yield from _folder(settings.home)
+    yield _key(settings)
+    yield from _reach(settings)
     yield from _ports(settings)
     yield git()
     yield from _sandbox(settings)
@@ -97,7 +118,10 @@ def examine(settings: "Settings") -> Iterator[Finding]:
 
 
 def warnings(settings: "Settings") -> Iterator[str]:
-    """Say what will keep tasks from running, or lets agents run as the user."""
+    """Say what others can reach, what keeps tasks from running, or runs them as the user."""
+    for finding in _reach(settings):
+        if finding.state == WARN:
+            yield f"{finding.what}: {finding.detail}; {finding.remedy}"
     if settings.sandbox == "none":
         yield (
             "agents run WITHOUT isolation, as you;"
@@ -144,13 +168,56 @@ def _folder(home: Path) -> Iterator[Finding]:
         yield Finding("disk", OK, detail)
 
 
+def _key(settings: "Settings") -> Finding:
+    what, path = "admin key", key_file(settings)
+    origin = type(settings).origins()["api_key"]
+    if settings.api_key is not None:
+        # Settings from a file that others can read would not have been loaded.
+        private = "" if origin == "NESTOR_API_KEY" else ", a file closed to others"
+        return Finding(what, OK, f"from {origin}{private}")
+    try:
+        found = admin_key(settings)
+    except NestorError as error:
+        return Finding(what, FAIL, one_line(error, 200), f"chmod 600 {path}")
+    if found is None:
+        return Finding(what, OK, f"made at first start: {path}")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return Finding(what, OK, f"{path} (mode {mode:04o})")
+
+
+def _reach(settings: "Settings") -> Iterator[Finding]:
+    """Who can connect, under which names, and whether others can listen in."""
+    if not settings.open_to_others:
+        yield Finding("bind", OK, f"{settings.host}, this machine only")
+        return
+    yield Finding(
+        "bind",
+        WARN,
+        f"{settings.host} is reached from other machines, over plain HTTP",
+        "put a TLS proxy in front and name it in NESTOR_TRUSTED_PROXIES"
+        " (docs/howto/reach-it-over-the-network.md)",
+    )
+    if names := ", ".join(settings.allowed_hosts):
+        yield Finding("host names", OK, f"{names}, and those of loopback")
+    else:
+        yield Finding(
+            "host names",
+            WARN,
+            "requests are answered under loopback names only, all others with 421",
+            "set NESTOR_ALLOWED_HOSTS to the names that others use",
+        )
+    if proxies := ", ".join(settings.trusted_proxies):
+        yield Finding("proxies", OK, f"X-Forwarded-For is believed from {proxies}")
+
+
 def _ports(settings: "Settings") -> Iterator[Finding]:
     run = read_run_file(settings.home)
-    stack = Stack.find(settings)
     for layer in _LAYERS:
         wanted = int(getattr(settings, f"{layer}_port"))
         if run is not None and layer in run["ports"]:
-            yield _layer(stack, layer)
+            # Open without a key; what is wrong with the key was said before.
+            host = run["host"] or settings.local_host
+            yield _layer(Stack(host, run["ports"], None), layer)
         elif wanted == 0 or _free(settings.host, wanted):
             detail = f"{wanted} is free" if wanted else "any free port"
             yield Finding(f"port {layer}", OK, detail)
@@ -256,20 +323,21 @@ def _endpoint(side: str, base_url: str, model: str | None, key: str | None) -> F
         f"model {side}",
         f"start it, or correct NESTOR_{side.upper()}_BASE_URL",
     )
-    if not base_url.startswith(("http://", "https://")):
-        return Finding(what, FAIL, f"{base_url} is no http address", remedy)
-    request = urllib.request.Request(f"{base_url.rstrip('/')}/models")  # noqa: S310 - checked
+    request = urllib.request.Request(f"{base_url.rstrip('/')}/models")  # noqa: S310 - the settings let http and https through only
     if key:
-        # Unredirected: the key is for this origin alone.
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
+        request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=5) as reply:  # noqa: S310 - checked
+        _refuse_where_it_leads(base_url)
+        with _DIRECT.open(request, timeout=5) as reply:
             listed = json.loads(reply.read(4 * 1024 * 1024))
         names = {str(row["id"]) for row in listed["data"]}
     except urllib.error.HTTPError as error:
         # No list of models is no fault: it answers, and not every server has one.
-        refused = error.code in {401, 403}
         detail = f"{base_url} answered {error.code}"
+        if error.code in _REDIRECTS:
+            detail += ": redirects are not followed"
+            return Finding(what, FAIL, detail, remedy)
+        refused = error.code in {401, 403}
         fix = f"correct NESTOR_{side.upper()}_API_KEY" if refused else ""
         return Finding(what, FAIL if refused else WARN, detail, fix)
     except OSError as error:
@@ -282,6 +350,14 @@ def _endpoint(side: str, base_url: str, model: str | None, key: str | None) -> F
         detail = f"{base_url} does not list {model} (it lists {some})"
         return Finding(what, WARN, one_line(detail, 200), "correct the model's name")
     return Finding(what, OK, f"{model} at {base_url}")
+
+
+def _refuse_where_it_leads(base_url: str) -> None:
+    """Raise ``OSError`` when the host's name leads where no model can be."""
+    parts = urlsplit(base_url)
+    for *_, address in socket.getaddrinfo(parts.hostname, parts.port):
+        if fault := fault_of(str(address[0])):
+            raise OSError(f"it leads to {address[0]}, which {fault}")
 
 
 def _clock(home: Path) -> Finding:

@@ -13,22 +13,19 @@ from nestor.ports.model_client import ModelReply, ModelStream
 
 _STEERS = frozenset(
     {
-        "api_base",
-        "api_key",
-        "api_url",
-        "azure_endpoint",
-        "base_url",
-        "custom_llm_provider",
-        "endpoint",
-        "extra_body",
-        "extra_headers",
-        "headers",
-        "host",
-        "proxy",
-        "url",
+        *("apibase", "apihost", "apikey", "apitype", "apiurl", "apiversion"),
+        *("authorization", "awsbedrockruntimeendpoint", "azureendpoint", "baseurl"),
+        *("customllmprovider", "defaultheaders", "defaultquery", "deployment"),
+        *("deploymentid", "endpoint", "engine", "extrabody", "extraheaders"),
+        *("extraquery", "fallbacks", "headers", "host", "httpclient"),
+        *("kvtransferparams", "litellmparams", "modellist", "organization"),
+        *("proxies", "proxy", "serverurl", "url"),
     }
 )
-"""Would let a caller choose where a provider's key goes. Addresses come from settings."""
+"""Would let a caller choose where a provider's key goes. Addresses come from settings.
+
+Compared without ``_``, ``-`` and capitals, as ``apiBase`` and ``API-BASE`` mean the same.
+"""
 
 
 class ChatReply:
@@ -105,9 +102,7 @@ def check_chat(request: dict[str, Any]) -> None:
 
     Raises ``InvalidInput`` that names the field.
     """
-    if steering := sorted(_STEERS & request.keys()):
-        message = "not accepted: where models are is a setting of the server"
-        raise InvalidInput.at(steering[0], message)
+    _refuse_steering(request)
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidInput.at(
@@ -118,6 +113,7 @@ def check_chat(request: dict[str, Any]) -> None:
             raise InvalidInput.at(f"messages.{number}", "must be an object")
         if not isinstance(message.get("role"), str):
             raise InvalidInput.at(f"messages.{number}.role", "must be a text")
+        _refuse_links(message.get("content"), f"messages.{number}.content")
     for name, kind, says in (
         ("model", str, "must be a text"),
         ("stream", bool, "must be true or false"),
@@ -127,6 +123,30 @@ def check_chat(request: dict[str, Any]) -> None:
         value = request.get(name)
         if value is not None and not isinstance(value, kind):
             raise InvalidInput.at(name, says)
+    for number, tool in enumerate(request.get("tools") or []):
+        if isinstance(tool, dict):
+            _refuse_steering(tool, f"tools.{number}.")
+
+
+def _refuse_steering(given: dict[str, Any], where: str = "") -> None:
+    for name in sorted(given):
+        if name.replace("_", "").replace("-", "").lower() in _STEERS:
+            message = "not accepted: where models are is a setting of the server"
+            raise InvalidInput.at(where + name, message)
+
+
+def _refuse_links(content: Any, where: str) -> None:
+    """Refuse parts that a model's server would fetch for the caller, from inside its network."""
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if not name.lower().endswith("url"):
+                continue
+            nested = isinstance(value, dict)
+            link = value.get("url") if nested else value
+            if link is None or (isinstance(link, str) and link.startswith("data:")):
+                continue
+            field = f"{where}.{number}.{name}" + (".url" if nested else "")
+            raise InvalidInput.at(field, "only data: URLs are accepted; send the bytes")
 
 
 def error_event(message: str) -> bytes:

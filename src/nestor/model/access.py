@@ -6,7 +6,7 @@ import msgspec
 
 ADMIN = "admin"
 SERVICE = "service"
-"""One layer calling another: reads health and metrics, nothing else."""
+"""One layer calling another: reads health and metrics, hands documents to AIDB."""
 SCOPES = frozenset({ADMIN, "submit", "approve", "model", "read", "metrics", SERVICE})
 
 

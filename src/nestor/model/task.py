@@ -116,7 +116,7 @@ class SandboxSpec(
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The task file, as submitted and sealed. The roadmap's fields come first."""
+    """The task file, as submitted and sealed. The oldest fields come first."""
 
     task_id: str = ""
     name: str = ""

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import secrets
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import Self
 
 from nestor.errors import Misconfigured
 from nestor.model.ids import new_id
+from nestor.resilience.secret_file import read_secret_file
 
 API_KEY = "api-key"
 RUN_FILE = "run.json"
@@ -36,6 +36,7 @@ class DataFolder:
         """
         with _explained(home):
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _refuse_if_not_ours(home)
             # Opened in place, never replaced: a lock on a replaced file locks nothing.
             lock = os.open(
                 home / _LOCK,
@@ -72,10 +73,13 @@ class DataFolder:
         """Return the identity under which this folder's unfinished tasks are found again."""
         return self._keep(_EXECUTOR, new_id)
 
-    def write_run_file(self, ports: Mapping[str, int], started_at: datetime) -> None:
-        """Tell clients where the layers are."""
+    def write_run_file(
+        self, ports: Mapping[str, int], started_at: datetime, *, host: str = "127.0.0.1"
+    ) -> None:
+        """Tell clients where the layers are. ``host``: where this machine reaches them."""
         run = {
             "pid": os.getpid(),
+            "host": host,
             "ports": dict(ports),
             "started_at": started_at.isoformat(),
         }
@@ -109,19 +113,22 @@ def _take(lock: int, home: Path) -> None:
 def read_secret(path: Path) -> str:
     """Read a one-line file that only its owner may read. Raises ``Misconfigured``."""
     with _explained(path):
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(handle) as file:
-            mode = os.fstat(handle).st_mode
-            text = file.read(4096).strip()
-    if not stat.S_ISREG(mode) or mode & 0o077:
+        try:
+            return read_secret_file(path, owner_only=True)
+        except ValueError as error:
+            wrong = f"{error}; make it so, or remove it and a new one is made at start"
+            raise Misconfigured(wrong) from error
+
+
+def _refuse_if_not_ours(home: Path) -> None:
+    """Whoever owns the folder can open it to others and put other files in the place of ours."""
+    owner = home.stat().st_uid
+    if owner != os.geteuid():
         message = (
-            f"{path} must be a file that only its owner may read: chmod 600 {path}"
+            f"NESTOR_HOME: {home} belongs to another user (uid {owner}, this is uid"
+            f" {os.geteuid()}); start as that user, or set another NESTOR_HOME"
         )
         raise Misconfigured(message)
-    if not text:
-        message = f"{path} is empty; remove it and start again to make a new one"
-        raise Misconfigured(message)
-    return text
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import aiohttp
 
+from nestor.backends.openai.resolver import AddressRefused
 from nestor.errors import Unavailable, UpstreamError
 from nestor.model.routing import Deployment
 from nestor.telemetry.redact import redact
@@ -29,6 +30,9 @@ def translated(deployment: Deployment, *, limit_s: float) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        refused = getattr(error, "os_error", None)
+        if isinstance(refused, AddressRefused):
+            raise Unavailable(say(deployment, str(refused.strerror))) from error
         raise Unavailable(say(deployment, "cannot connect to its server")) from error
     except TimeoutError as error:
         message = say(deployment, f"said nothing for {limit_s:g} s")

@@ -12,6 +12,7 @@ from nestor.backends.openai.border import say, translated
 from nestor.backends.openai.stream import OpenAIStream
 from nestor.backends.openai.wire import error_text, usage_of
 from nestor.errors import Misconfigured, UpstreamError
+from nestor.model.network import base_url
 from nestor.model.routing import Deployment
 from nestor.ports.model_client import ModelReply
 
@@ -31,7 +32,7 @@ class OpenAIClient:
     The key goes to ``deployment.base_url`` and nowhere else: the address is fixed here,
     and a redirect is an error. ``deployment.timeout_s`` bounds a whole answer, and the
     first token of a streamed one; after that ``idle_s`` bounds each silence. Give it a
-    session without a cookie jar and without ``trust_env``; it stays the giver's.
+    ``resolver.model_session``; it stays the giver's.
     """
 
     def __init__(
@@ -151,14 +152,9 @@ class OpenAIClient:
 
 def _endpoint(deployment: Deployment) -> URL:
     try:
-        url = URL(deployment.base_url)
+        url = URL(base_url(deployment.base_url))
     except ValueError as error:
         raise Misconfigured(f"{deployment.name}: base URL: {error}") from error
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise Misconfigured(f"{deployment.name}: base URL must be http(s)://HOST/…")
-    if url.user or url.password or url.query_string or url.fragment:
-        message = f"{deployment.name}: base URL must not hold a password or a query"
-        raise Misconfigured(message)
     return url.with_path(url.path.rstrip("/") + "/chat/completions")
 
 
