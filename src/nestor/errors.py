@@ -12,7 +12,8 @@ NestorError
 ├── Unavailable       time: a dependency is down, the same call may work later
 │   ├── CircuitOpen   time: calls are held back because the last ones failed
 │   ├── IndexDamaged  time: the search index is rebuilt from SQL by itself
-│   └── UpstreamError the operator of the model server: it answered with an error
+│   ├── UpstreamError the operator of what was asked in turn: it answered with an error
+│   └── UpstreamTimeout  time: what was asked in turn did not answer soon enough
 ├── WorkspaceError    the caller: the repository, its setup or its checks cannot run
 ├── SandboxError      the operator: no isolation is available, or it broke
 └── Misconfigured     the operator: a setting must change, or a port or folder is taken
@@ -99,7 +100,7 @@ class IndexDamaged(Unavailable):
 
 
 class UpstreamError(Unavailable):
-    """A model server answered with an error. ``status`` is its HTTP status, if any.
+    """What was asked in turn answered with an error. ``status``: its HTTP status, if any.
 
     ``retry_after_s``: when it said to come back; None when it did not say.
     """
@@ -114,6 +115,10 @@ class UpstreamError(Unavailable):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+class UpstreamTimeout(Unavailable):
+    """What was asked in turn did not answer within the time it has."""
 
 
 class WorkspaceError(NestorError):

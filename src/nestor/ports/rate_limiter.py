@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from nestor.model.health import Dependency
+
 
 class RateLimiter(Protocol):
     """A moving window: what was admitted counts until it is a window old."""
@@ -11,4 +13,12 @@ class RateLimiter(Protocol):
 
         What is refused does not count. Never raises because of where counts are kept.
         """
+        ...
+
+    async def dependencies(self) -> list[Dependency]:
+        """Look at where counts are kept; empty when that is this process."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections to where counts are kept."""
         ...
