@@ -4,16 +4,20 @@ import pytest
 from litestar.routes import HTTPRoute
 from tests.faces.shell import (
     ADMIN_KEY,
+    SERVICE_KEY,
     MemoryKeys,
     MemorySessions,
     Served,
     SmallNestor,
+    serving,
     small_app,
     status_of,
 )
 
 from nestor.errors import Unauthorized
-from nestor.web.app import LayerApp
+from nestor.model.health import Dependency
+from nestor.web import aidb, coordinator, dashboard, learning, ralph
+from nestor.web.app import LayerApp, create_app, open_targets
 from nestor.web.auth import Authenticator, key_of
 
 OPEN = {"/health/live", "/health/ready", "/health/startup"}
@@ -202,10 +206,44 @@ def test_a7_an_empty_admin_key_is_refused_at_the_start(nestor: SmallNestor) -> N
         small_app(nestor)
 
 
+async def test_the_service_key_opens_detailed_health_and_metrics_and_nothing_else(
+    nestor: SmallNestor,
+) -> None:
+    async def nothing() -> list[Dependency]:
+        return []
+
+    for layer in (dashboard, ralph, aidb, coordinator, learning):
+        name = layer.__name__.rpartition(".")[2]
+        app = create_app(name, nestor, layer.handlers(), dependencies=nothing)
+        opened = open_targets(app.litestar)
+        async with serving(nestor, app) as shell:
+            reached = set()
+            for method, path in routes(app):
+                if (method, path.encode()) in opened:
+                    continue
+                reply = await shell.call(method, path, key=SERVICE_KEY)
+                if reply.status != 403:
+                    reached.add((method, path, reply.status))
+        assert reached == {
+            ("GET", "/health/detailed", 200),
+            ("GET", "/metrics", 200),
+        }, name
+
+
+@pytest.mark.parametrize(
+    "key", [b"' OR 1=1--", b"a b", b"a\tb", b"\x7f", b"k" * 513, b"", b"\xe9"]
+)
+def test_a3_what_cannot_be_a_key_is_not_looked_up(key: bytes) -> None:
+    for name in (b"authorization", b"x-api-key"):
+        value = b"Bearer " + key if name == b"authorization" else key
+        with pytest.raises(Unauthorized):
+            key_of({name: [value]})
+
+
 def test_the_longest_key_is_512_bytes() -> None:
-    assert key_of([(b"x-api-key", b"k" * 512)]) == b"k" * 512
+    assert key_of({b"x-api-key": [b"k" * 512]}) == b"k" * 512
     with pytest.raises(Unauthorized):
-        key_of([(b"x-api-key", b"k" * 513)])
+        key_of({b"x-api-key": [b"k" * 513]})
 
 
 async def test_keys_are_compared_without_looking_them_up_first() -> None:

@@ -1,11 +1,13 @@
 """``nestor up``: all layers in one process."""
 
 import sys
+from datetime import datetime
 
 import typer
 
 from nestor.cli import doctor
 from nestor.cli.client import load_settings
+from nestor.cli.page import show
 from nestor.cli.render import Screen
 
 _EPILOG = """Examples:
@@ -40,7 +42,16 @@ def up() -> None:
         for warning in warnings:
             screen.line(f"warning: {warning}", "warn", hang=2)
 
+    def page_link(url: str, expires_at: datetime) -> None:
+        show(screen, url, expires_at)
+
     def stopping() -> None:
         screen.line("stopping: running tasks go on at the next start", "note")
 
-    stack.run(settings, ready=ready, stopping=stopping)
+    stack.run(
+        settings,
+        ready=ready,
+        stopping=stopping,
+        # The link signs in whoever reads it: no file and no pipe gets one.
+        page_link=page_link if screen.terminal else None,
+    )
