@@ -21,6 +21,7 @@ from nestor.backends.git.workspaces import GitWorkspaces
 from nestor.backends.llama_cpp.client import LlamaCppClient
 from nestor.backends.llama_cpp.server import LlamaCppServer, refuse_model_file
 from nestor.backends.openai.client import OpenAIClient
+from nestor.backends.openai.resolver import model_session
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.replay.cassette import Cassette, RecordingClient, ReplayClient
 from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
@@ -35,6 +36,7 @@ from nestor.coordinator.budget import within_budget
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Misconfigured
 from nestor.model.health import Dependency, HealthStatus
+from nestor.model.network import password_in
 from nestor.model.routing import Deployment, Side
 from nestor.ports.call_ledger import CallLedger
 from nestor.ports.event_log import EventLog
@@ -55,7 +57,7 @@ from nestor.settings import Settings
 from nestor.telemetry.learning_client import LearningClient
 from nestor.telemetry.redact import remember
 
-PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60.0
+PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60
 """What the dashboard's proxy admits of one client."""
 INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
 """Where an agent finds its model, inside the sandbox."""
@@ -85,6 +87,7 @@ class Nestor:
             "aidb": self.aidb.dependencies,
             "coordinator": self.coordinator.dependencies,
             "learning": self.telemetry_health,
+            "dashboard": self.proxy_limiter.dependencies,
         }
         return [
             msgspec.structs.replace(part, name=f"{layer}: {part.name}", required=False)
@@ -127,6 +130,7 @@ def refuse_what_cannot_run(settings: Settings) -> None:
         _refuse_cassette("NESTOR_RECORD_CASSETTE", recorded)
     if settings.starts_llama_cpp and replayed is None:
         refuse_model_file(settings.local_model_file)
+    _proxy_limiter(settings)
 
 
 def _refuse_cassette(name: str, path: Path | None) -> None:
@@ -162,6 +166,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             stack, settings, database, event_log, aidb
         )
         keys = SqlKeyStore(database)
+        stack.push_async_callback(keys.close)
         ralph = await _ralph(
             stack,
             settings,
@@ -173,13 +178,15 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             keys=keys,
             coordinator_url=coordinator_url,
         )
+        limiter = _proxy_limiter(settings)
+        stack.push_async_callback(limiter.close)
         yield Nestor(
             settings=settings,
             api_key=api_key,
             service_key=service_key,
             keys=keys,
             sessions=SqlSessionStore(database),
-            proxy_limiter=MovingWindow(PROXY_REQUESTS, PROXY_WINDOW_S),
+            proxy_limiter=limiter,
             aidb=aidb,
             coordinator=coordinator,
             ralph=ralph,
@@ -189,10 +196,26 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         )
 
 
+def _proxy_limiter(settings: Settings) -> RateLimiter:
+    """Nothing is asked of Redis yet. Raises ``Misconfigured``."""
+    local = MovingWindow(PROXY_REQUESTS, PROXY_WINDOW_S)
+    if settings.redis_url is None:
+        return local
+    try:
+        from nestor.backends.redis.rate_limiter import RedisWindow  # noqa: PLC0415 - an extra
+
+        url = settings.redis_url.get_secret_value()
+        return RedisWindow(url, PROXY_REQUESTS, PROXY_WINDOW_S, local=local)
+    except ImportError as error:
+        why = f"needs the package {error.name}: pip install 'nestor[redis]'"
+        raise Misconfigured(f"NESTOR_REDIS_URL: {why}") from error
+
+
 def _secrets(settings: Settings) -> list[str]:
     """Secrets of unknown shape, which redaction can only know by heart."""
     given = (settings.remote_api_key, settings.redis_url)
-    return [secret.get_secret_value() for secret in given if secret]
+    found = [secret.get_secret_value() for secret in given if secret]
+    return found + [word for url in found if (word := password_in(url))]
 
 
 async def _aidb(
@@ -213,9 +236,7 @@ async def _coordinator(
     event_log: EventLog,
     aidb: Aidb,
 ) -> tuple[Coordinator, CallLedger]:
-    session = await stack.enter_async_context(
-        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-    )
+    session = await stack.enter_async_context(model_session())
     models = await _models(stack, settings, session)
     ledger = SqlCallLedger(database)
     coordinator = Coordinator(

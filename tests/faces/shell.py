@@ -21,6 +21,7 @@ from nestor.errors import NotFound
 from nestor.model.access import ApiKey, PageLink, PageSession, Principal
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.ids import new_id
+from nestor.telemetry.access_log import AccessLog
 from nestor.web.app import LayerApp, create_app
 from nestor.web.serve import bind, serve
 
@@ -130,6 +131,8 @@ class SmallNestor:
     done: list[Any] = field(default_factory=list)
     dependencies: list[Dependency] = field(default_factory=list)
     hold: asyncio.Event = field(default_factory=asyncio.Event)
+    access: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of the access log."""
 
 
 def small_nestor(home: Path, *, allowed_hosts: Sequence[str] = ()) -> SmallNestor:
@@ -283,7 +286,13 @@ def small_app(nestor: SmallNestor, layer: str = "coordinator") -> LayerApp:
     async def dependencies() -> list[Dependency]:
         return nestor.dependencies
 
-    return create_app(layer, nestor, HANDLERS, dependencies=dependencies)
+    return create_app(
+        layer,
+        nestor,
+        HANDLERS,
+        dependencies=dependencies,
+        access_log=AccessLog(nestor.access.extend),
+    )
 
 
 class Served:
@@ -321,6 +330,13 @@ class Served:
             ) as reply,
         ):
             return Reply(reply.status, reply.headers.copy(), await reply.read())
+
+    async def access_lines(self, count: int) -> list[dict[str, Any]]:
+        """Wait for so many lines of the access log, which come in batches."""
+        async with asyncio.timeout(10):
+            while len(self.nestor.access) < count:
+                await asyncio.sleep(0.02)
+        return self.nestor.access
 
     async def raw(self, *parts: bytes, wait_s: float = 5.0) -> bytes:
         """Send bytes as they are; return all that comes until the server closes."""

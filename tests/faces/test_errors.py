@@ -1,10 +1,12 @@
 import msgspec
 import pytest
+from litestar.routes import HTTPRoute
 from structlog.testing import capture_logs
-from tests.faces.shell import ADMIN_KEY, Served
+from tests.faces.shell import ADMIN_KEY, Served, status_of
 
 from nestor import errors
 from nestor.web.errors import STATUS, explain_validation, render
+from nestor.web.openapi import EVERY_CALL
 
 BAD_BODIES = {
     "unknown field": (b'{"name":"a","role":"admin"}', "role"),
@@ -27,6 +29,8 @@ BAD_BODIES = {
     "Infinity": (b'{"name":"a","extra":-Infinity}', "body"),
     "5,000 digits": (b'{"name":"a","count":' + b"9" * 5000 + b"}", "count"),
     "5,000 digits in anything": (b'{"name":"a","extra":' + b"9" * 5000 + b"}", "extra"),
+    "beyond 64 bits": (b'{"name":"a","extra":9223372036854775808}', "body"),
+    "far beyond 64 bits": (b'{"name":"a","extra":[-' + b"1" * 400 + b"]}", "body"),
     "beyond a float": (b'{"name":"a","extra":1e999}', "extra"),
     "not UTF-8": (b'{"name":"\xff"}', "body"),
     "lone surrogate": (b'{"name":"\\ud800"}', "body"),
@@ -54,6 +58,12 @@ async def test_l6_a_bad_body_is_400_and_names_the_field(
     assert {"type", "title", "status", "detail", "errors", "trace_id"} == set(problem)
     assert b"Traceback" not in reply.body
     assert shell.nestor.done == []
+
+
+async def test_the_largest_integers_are_read(shell: Served) -> None:
+    for number in (2**63 - 1, -(2**63)):
+        reply = await shell.call("POST", "/things", json={"name": "a", "extra": number})
+        assert reply.json["got"]["extra"] == number
 
 
 async def test_a_good_body_arrives_typed(shell: Served) -> None:
@@ -178,6 +188,61 @@ def test_an_error_about_unprintable_text_can_be_printed() -> None:
 )
 def test_the_path_of_a_validation_message(message: str, field: str) -> None:
     assert explain_validation(message).errors[0].field == field
+
+
+async def test_no_problem_repeats_a_key_or_a_value_that_was_sent(shell: Served) -> None:
+    secret = "sk-proj-A1b2C3d4E5f6G7h8I9j0"
+    for how in (
+        {"path": "/things", "key": secret},
+        {"path": f"/things?api_key={secret}"},
+        {"path": f"/things?limt={secret}"},
+        {"path": f"/nothing/{secret}"},
+        {"path": "/things", "headers": {"X-API-Key": secret}},
+        {
+            "path": "/things",
+            "key": None,
+            "headers": {"Authorization": f"Basic {secret}"},
+        },
+        {"path": "/things", "headers": {"Origin": f"https://{secret}"}},
+        {"path": "/things", "headers": {"Host": f"{secret}.example"}},
+    ):
+        reply = await shell.call("GET", **how)
+        assert reply.status >= 400, how
+        assert secret.encode() not in reply.body, how
+        assert not [v for v in reply.headers.values() if secret in v], how
+
+
+async def test_no_header_that_was_sent_comes_back(shell: Served) -> None:
+    sent = b"GET /things HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % shell.port
+    sent += b"Authorization: Bearer %b\r\nConnection: close\r\n" % ADMIN_KEY.encode()
+    for name in (b"X-Odd", b"X-Trace-Id", b"traceparent", b"Origin", b"X-API-Key"):
+        for value in (b"caf\xc3\xa9-echo", b"\xff\xfe-echo", b"a\rX-Echo: 1", b"a\nX-Echo: 1"):  # fmt: skip
+            reply = await shell.raw(sent + name + b": " + value + b"\r\n\r\n")
+            assert b"echo" not in reply.lower(), (name, value, reply)
+            assert status_of(reply) < 500
+
+
+async def test_the_document_lists_every_route_and_what_it_answers(
+    shell: Served,
+) -> None:
+    document = (await shell.call("GET", "/schema/openapi.json")).json
+    for route in shell.app.litestar.routes:
+        assert isinstance(route, HTTPRoute)
+        for method, (handler, _) in route.route_handler_map.items():
+            if method == "OPTIONS":
+                continue
+            told = document["paths"][route.path_format][method.lower()]
+            statuses = {int(status) for status in told["responses"]}
+            assert statuses >= set(EVERY_CALL)
+            is_open = handler.opt.get("scope", "admin") is None
+            assert (told.get("security") == []) == is_open == (401 not in statuses)
+            assert (404 in statuses) == bool(route.path_parameters)
+            assert 500 not in statuses
+    (submitted,) = document["paths"]["/things"]["post"]["requestBody"][
+        "content"
+    ].values()
+    name = submitted["schema"]["$ref"].rpartition("/")[2]
+    assert document["components"]["schemas"][name]["additionalProperties"] is False
 
 
 async def test_the_admin_key_is_never_in_a_reply(shell: Served) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -47,6 +48,11 @@ _UNSAFE = re.compile(
 _PLAIN = re.compile(r"[\w./:@+%,-]+")
 
 
+_LINE = msgspec.json.Encoder()
+_output: tuple[str, TextIO] | None = None
+"""Format and stream, once configured."""
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
         """Say that a record was lost; the default prints its arguments, unredacted."""
@@ -59,6 +65,8 @@ def configure(log_format: str, stream: TextIO, *, level: int = logging.INFO) -> 
 
     May be called again; the last call holds.
     """
+    global _output  # noqa: PLW0603 - one log a process, as in ``logging`` itself
+    _output = (log_format, stream)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -129,6 +137,21 @@ def get_logger(name: str) -> Any:
     return structlog.get_logger(name)
 
 
+def write_lines(records: list[dict[str, object]]) -> None:
+    """Write records that are complete and redacted, in one go, in the configured format.
+
+    For lines too many to take the usual way one by one.
+    """
+    log_format, stream = _output or ("console", sys.stderr)
+    if log_format == "json":
+        lines = [_LINE.encode(record).decode() for record in records]
+    else:
+        lines = [render_console(None, "", record) for record in records]
+    with contextlib.suppress(OSError, ValueError):
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+
+
 def _add_trace_id(_: WrappedLogger, __: str, record: EventDict) -> EventDict:
     if "trace_id" not in record and (trace_id := known_trace_id()):
         record["trace_id"] = trace_id
@@ -195,6 +218,8 @@ def render_console(_: WrappedLogger, __: str, record: EventDict) -> str:
 
 
 def _console_value(value: Any) -> str:
+    if type(value) in (int, float):
+        return str(value)
     if not isinstance(value, str):
         return escape(json.dumps(value, ensure_ascii=False, default=str))
     if _PLAIN.fullmatch(value):

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 from nestor.model.ids import new_trace_id
 
@@ -32,6 +32,16 @@ def trace(trace_id: str | None = None) -> Iterator[str]:
         yield _current.get()
     finally:
         _current.reset(token)
+
+
+def enter(trace_id: str) -> Token[str]:
+    """Set the trace id; ``leave`` takes the token. ``trace`` for where each µs counts."""
+    return _current.set(trace_id)
+
+
+def leave(token: Token[str]) -> None:
+    """Set back what ``enter`` set."""
+    _current.reset(token)
 
 
 def traceparent(trace_id: str | None = None) -> str:

@@ -17,6 +17,8 @@ from nestor.model.knowledge import (
     Document,
     NewDocument,
 )
+from nestor.web.auth import charge_to
+from nestor.web.views import Reindexed, Several, Shelf
 from nestor.wiring import Nestor
 
 _MAX_ITEMS = 1_000
@@ -68,6 +70,7 @@ async def context(
 ) -> ContextResult:
     """Find the best context for a query, with sources."""
     nestor: Nestor = request.app.state.nestor
+    charge_to(data.task_id, request.user)
     return await nestor.aidb.get_context(data)
 
 
@@ -82,21 +85,22 @@ async def search(
     )
 
 
-@post("/documents", opt=_WRITE)
+@post("/documents", opt={**_WRITE, "replies": {200: (Added, Several), 201: Added}})
 async def add(
     request: Request[Any, Any, Any], data: AddDocuments
-) -> Response[Added | dict[str, list[Added]]]:
+) -> Response[Added | Several]:
     """Remember one text (201, or 200 when nothing changed) or several (200)."""
     nestor: Nestor = request.app.state.nestor
     if data.items is UNSET:
         added = await nestor.aidb.add(data.one())
         return Response(added, status_code=200 if added.unchanged else 201)
     items = _several(data)
-    return Response({"items": await nestor.aidb.add_all(items)}, status_code=200)
+    several: Several = {"items": list(await nestor.aidb.add_all(items))}
+    return Response(several, status_code=200)
 
 
 @get("/documents", opt=_READ)
-async def documents(request: Request[Any, Any, Any]) -> dict[str, Any]:
+async def documents(request: Request[Any, Any, Any]) -> Shelf:
     """List documents by project and path (the first 1,000), and count all."""
     nestor: Nestor = request.app.state.nestor
     found = await nestor.aidb.all(limit=1_000)
@@ -118,7 +122,7 @@ async def forget(request: Request[Any, Any, Any], document_id: str) -> None:
 
 
 @post("/reindex", status_code=200, opt=_WRITE)
-async def reindex(request: Request[Any, Any, Any]) -> dict[str, int]:
+async def reindex(request: Request[Any, Any, Any]) -> Reindexed:
     """Empty the search index and fill it from SQL; replies when that is done."""
     nestor: Nestor = request.app.state.nestor
     return {"chunks": await nestor.aidb.reindex()}

@@ -1,26 +1,24 @@
 """One ASGI application a layer: the service's own routes and those that all layers share."""
 
 import asyncio
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from litestar import Litestar, MediaType, Request, Response, Router, get
 from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, LitestarDeprecationWarning
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
-from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from litestar.routes import HTTPRoute
 from litestar.types.empty import Empty
 
-from nestor import __version__
 from nestor.errors import InvalidInput
 from nestor.ports.key_store import KeyStore
 from nestor.ports.session_store import SessionStore
 from nestor.telemetry import metrics
-from nestor.web import auth, errors, health
+from nestor.telemetry.access_log import AccessLog
+from nestor.web import auth, errors, health, openapi
 from nestor.web.edge import ASGIApp, Edge, Receive, Scope, Send
 from nestor.web.health import Dependencies, Health
 
@@ -110,6 +108,8 @@ def create_app(
     handlers: Sequence[HTTPRouteHandler | Router],
     *,
     dependencies: Dependencies,
+    access_log: AccessLog | None = None,
+    refuse_target: Callable[[bytes], None] = lambda _: None,
 ) -> LayerApp:
     """Build the application of ``layer`` over parts that are already running.
 
@@ -123,12 +123,13 @@ def create_app(
         warnings.simplefilter("ignore", LitestarDeprecationWarning)
         litestar = Litestar(
             route_handlers=[*handlers, *health.handlers(state), *_shared(layer)],
-            guards=[gate],
+            middleware=[cast("Any", gate.around)],  # ASGI as well
             exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
             request_class=StrictRequest,
             # The edge counts bodies; two limits would answer in two ways.
             request_max_body_size=None,
-            openapi_config=_openapi(layer),
+            # ``web.openapi`` makes the document: this one would know no problems.
+            openapi_config=None,
             logging_config=None,
             debug=False,
             pdb_on_exception=False,
@@ -146,8 +147,11 @@ def create_app(
             keys=nestor.keys,
             sessions=nestor.sessions,
             opened=open_targets(litestar),
+            **_page_rules(layer, nestor, litestar),
         ),
         allowed_hosts=nestor.settings.allowed_hosts,
+        access_log=access_log,
+        refuse_target=refuse_target,
     )
     return LayerApp(layer, litestar, edge, state)
 
@@ -163,11 +167,34 @@ def open_targets(litestar: Litestar) -> frozenset[auth.Target]:
     )
 
 
+def _page_rules(layer: str, nestor: Parts, litestar: Litestar) -> dict[str, Any]:
+    """Return what the page's layer alone has: sessions, and paths it does not serve."""
+    if layer != auth.PAGE_LAYER:
+        return {}
+    served = re.compile(
+        b"|".join(
+            b"".join(b"/" + _segment(part) for part in route.path_components) or b"/"
+            for route in litestar.routes
+            if isinstance(route, HTTPRoute)
+        )
+    )
+    return {
+        "page_hosts": auth.page_hosts(nestor.settings.allowed_hosts),
+        "serves": lambda raw_path: served.fullmatch(raw_path) is not None,
+    }
+
+
+def _segment(part: Any) -> bytes:
+    return re.escape(part).encode() if isinstance(part, str) else b"[^/]+"
+
+
 class _Gate:
-    """The guard of every route: the caller's scopes, then the query's names.
+    """In front of every handler, behind the router: the caller's scopes, then the query's names.
 
     Query parameters that a handler does not declare are errors, like unknown fields of a
     body; a handler that reads the query by itself says so with ``opt={"query": "any"}``.
+    Plain ASGI and no guard: for each guard and request Litestar copies the handler,
+    which costs as much as all of the edge.
     """
 
     def __init__(self) -> None:
@@ -182,55 +209,52 @@ class _Gate:
                     known = self._known.get(handler, frozenset())
                     self._known[handler] = known | names
 
-    async def __call__(
-        self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
-    ) -> None:
-        # Litestar passes a copy of the handler; the scope has the one that was learned.
-        handler = connection.scope["route_handler"]
-        auth.check_scope(connection, handler.opt)
-        if not connection.scope["query_string"] or handler.opt.get("query") == "any":
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """Wrap the part of the application behind the router."""
+
+        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+            self._check(scope)
+            await app(scope, receive, send)
+
+        return checked
+
+    def _check(self, scope: Scope) -> None:
+        handler = scope["route_handler"]
+        auth.check_scope(scope, handler.opt)
+        if not scope["query_string"] or handler.opt.get("query") == "any":
             return
         known = self._known.get(handler, frozenset())
-        for name in connection.query_params:
+        query: ASGIConnection[Any, Any, Any, Any] = ASGIConnection(cast("Any", scope))
+        for name in query.query_params:
             if name not in known:
                 raise InvalidInput.at(name, "unknown query parameter")
 
 
 def _shared(layer: str) -> list[HTTPRouteHandler]:
-    @get("/metrics", opt={"scope": "metrics"}, include_in_schema=False)
+    @get(
+        "/metrics",
+        opt={
+            "scope": ("metrics", "service"),
+            "replies": {200: str},
+            "media": ["text/plain"],
+        },
+    )
     async def scrape() -> Response[bytes]:
+        """Tell this process's metrics, for Prometheus."""
         # Rendering takes milliseconds of pure Python: not on the loop that serves.
         body = await asyncio.to_thread(metrics.render)
         return Response(body, media_type=metrics.CONTENT_TYPE)
 
-    @get("/docs", opt={"scope": "read"}, include_in_schema=False, sync_to_thread=False)
+    @get(
+        "/docs",
+        opt={"scope": "read", "media": ["text/html"]},
+        sync_to_thread=False,
+    )
     def docs() -> Response[str]:
+        """Say, for people, where the descriptions are."""
         return Response(_DOCS.format(layer=layer), media_type=MediaType.HTML)
 
-    return [scrape, docs]
-
-
-def _openapi(layer: str) -> OpenAPIConfig:
-    schemes = {
-        "bearer": SecurityScheme(type="http", scheme="bearer"),
-        "key": SecurityScheme(
-            type="apiKey", name="X-API-Key", security_scheme_in="header"
-        ),
-    }
-    return OpenAPIConfig(
-        title=f"Nestor {layer}",
-        version=__version__,
-        use_handler_docstrings=True,
-        components=Components(security_schemes=schemes),  # type: ignore[arg-type]
-        security=[{"bearer": []}, {"key": []}],
-        render_plugins=[JsonRenderPlugin()],
-        openapi_router=Router(
-            "/schema",
-            route_handlers=[],
-            include_in_schema=False,
-            opt={"scope": "read"},
-        ),
-    )
+    return [scrape, docs, openapi.handler(layer)]
 
 
 def _breakers() -> dict[str, str]:

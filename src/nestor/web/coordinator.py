@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar import Request, Response, delete, get, post
@@ -13,13 +13,30 @@ from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from nestor.coordinator.chat import ChatStream
-from nestor.errors import InvalidInput
+from nestor.errors import (
+    BudgetExceeded,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    UpstreamError,
+)
 from nestor.model.access import ApiKey, Principal
 from nestor.model.routing import RouteRequest, RouteResult
+from nestor.web.auth import charge_to
+from nestor.web.views import Chat, CoordinatorStats, KeyList, MadeKey, Models
 from nestor.wiring import Nestor
 
 T = TypeVar("T")
-_LAST_ITERATION = 10_000
+_LAST_ITERATION, _MAX_DIGITS = 10_000, 15
+_OF_MODELS = (BudgetExceeded, RateLimited, UpstreamError)
+_ROUTED = (
+    "x-nestor-route",
+    "x-nestor-model",
+    "x-nestor-interaction-id",
+    "x-nestor-confidence",
+    "x-nestor-cost-usd",
+    "x-nestor-replayed",
+)
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,16 +56,44 @@ def _parts(request: Request[Any, Any, Any]) -> Nestor:
     return nestor
 
 
-@post("/route", status_code=200, opt={"scope": "model"})
+@post(
+    "/route",
+    status_code=200,
+    opt={
+        "scope": "model",
+        "replies": {200: RouteResult},
+        "raises": _OF_MODELS,
+        "reply_headers": _ROUTED,
+    },
+)
 async def route(
     request: Request[Any, Any, Any], data: RouteRequest
 ) -> Response[dict[str, Any]]:
     """Answer a query by the model that should, with context from the knowledge base."""
+    charge_to(data.task_id, request.user)
     result = await _parts(request).coordinator.route(data)
     return Response(_route_view(result), headers=_route_headers(result))
 
 
-@post("/v1/chat/completions", status_code=200, opt={"scope": "model"})
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    opt={
+        "scope": "model",
+        "body": Chat,
+        "replies": {200: dict[str, Any]},
+        "media": ["application/json", "text/event-stream"],
+        "raises": (NotFound, *_OF_MODELS),
+        "reply_headers": (*_ROUTED, "x-nestor-overhead-ms", "x-nestor-fallback-from"),
+        "request_headers": {
+            "x-nestor-iteration": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": _LAST_ITERATION,
+            }
+        },
+    },
+)
 async def chat(
     request: Request[Any, Any, Any], data: dict[str, Any]
 ) -> Response[Any] | Stream:
@@ -57,11 +102,12 @@ async def chat(
     A task's key names its task; the sandbox's forwarder says which iteration it is.
     """
     principal: Principal = request.user
+    iteration = _iteration(request)
     asked = _parts(request).coordinator.chat(
         data,
         principal=principal,
         task_id=principal.task_id,
-        iteration=_iteration(request) if principal.task_id else None,
+        iteration=iteration if principal.task_id else None,
     )
     done = await _unless_left(request, asked)
     if isinstance(done, ChatStream):
@@ -76,26 +122,27 @@ async def chat(
 
 
 @get("/v1/models", opt={"scope": "model"})
-async def models(request: Request[Any, Any, Any]) -> dict[str, Any]:
+async def models(request: Request[Any, Any, Any]) -> Models:
     """List what ``model`` may be, in OpenAI's shape."""
     return {"object": "list", "data": _parts(request).coordinator.models()}
 
 
 @get("/stats", opt={"scope": "read"})
-async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
+async def stats(request: Request[Any, Any, Any]) -> CoordinatorStats:
     """Routes, spend by model, breaker states; calibration null while there is none."""
     found = await _parts(request).coordinator.stats()
     calls = [
         {name: _plain(value) for name, value in row.items()} for row in found["calls"]
     ]
-    return {**found, "calls": calls}
+    view: CoordinatorStats = {**found, "calls": calls}  # type: ignore[typeddict-item]
+    return view
 
 
 @get("/keys", opt={"scope": "admin"})
 async def keys(
     request: Request[Any, Any, Any],
     every: Annotated[bool, QueryParameter(name="all")] = False,
-) -> dict[str, list[ApiKey]]:
+) -> KeyList:
     """List the keys, never their secrets.
 
     Revoked keys of a task's iterations are many and of no more use: only with ``all``.
@@ -110,10 +157,10 @@ def _spent(key: ApiKey) -> bool:
 
 
 @post("/keys", status_code=201, opt={"scope": "admin"})
-async def create_key(request: Request[Any, Any, Any], data: NewKey) -> dict[str, Any]:
+async def create_key(request: Request[Any, Any, Any], data: NewKey) -> MadeKey:
     """Make a key; its secret is in this reply and nowhere else."""
     key, secret = await _parts(request).keys.create(data.name, data.scopes)
-    return {**msgspec.to_builtins(key), "key": secret}
+    return cast("MadeKey", {**msgspec.to_builtins(key), "key": secret})
 
 
 @delete("/keys/{key_id:str}", status_code=204, opt={"scope": "admin"})
@@ -148,7 +195,9 @@ def _iteration(request: Request[Any, Any, Any]) -> int | None:
     given = request.headers.get("x-nestor-iteration")
     if given is None:
         return None
-    if not (given.isascii() and given.isdigit() and 0 < int(given) <= _LAST_ITERATION):
+    # Counted first: Python refuses to read digits without end.
+    short = given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS
+    if not (short and 0 < int(given) <= _LAST_ITERATION):
         raise InvalidInput.at("x-nestor-iteration", "must be a number from 1")
     return int(given)
 

@@ -16,10 +16,10 @@ from urllib.parse import unquote_plus
 from nestor.errors import Forbidden, InvalidInput, TooLarge
 from nestor.model.ids import new_trace_id
 from nestor.telemetry import metrics
-from nestor.telemetry.logs import get_logger
-from nestor.telemetry.trace import parse_traceparent, trace
+from nestor.telemetry.access_log import AccessLog
+from nestor.telemetry.trace import enter, leave, parse_traceparent
 from nestor.web.errors import Headers, Refused, render
-from nestor.web.headers import SECURITY_HEADERS
+from nestor.web.headers import SECURITY_HEADERS, SECURITY_NAMES
 from nestor.web.protocol import target_of
 
 Scope = MutableMapping[str, Any]
@@ -44,20 +44,19 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "nestor.localhost
 KEY_NAMES = frozenset({"api_key", "apikey", "api-key", "x-api-key", "key", "token", "access_token"})  # fmt: skip
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
+# One spelling for each path: no slash at the end, nothing escaped that needs no escape.
 _ODD_PATH = re.compile(
-    rb"//|/\.\.?(?:/|$)|\\|%(?:2f|5c|[01][0-9a-f]|7f)", re.IGNORECASE
+    rb"//|./$|/\.\.?(?:/|$)|\\|%(?:[01][0-9a-f]|2[def]|3[0-9]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef])",
+    re.IGNORECASE,
 )
 _DOTS = re.compile(r"/\.\.?(?:/|$)")
 
-_CHECKED = (
-    b"host",
-    b"origin",
-    b"sec-fetch-site",
-    b"content-encoding",
-    b"transfer-encoding",
+_PLAIN_PATH = re.compile(rb"/(?:[A-Za-z0-9_~-][A-Za-z0-9_.~-]*(?:/(?!$)|$))*")
+"""What nearly every path looks like; any other is looked at closely."""
+_CHECKED = frozenset(
+    {b"host", b"origin", b"sec-fetch-site", b"content-encoding", b"transfer-encoding"}
 )
-
-_access = get_logger("nestor.access")
+_MAX_KNOWN_HOSTS = 64
 
 
 class Edge:
@@ -71,6 +70,7 @@ class Edge:
         authenticate: Callable[[Scope], Awaitable[None]],
         allowed_hosts: Iterable[str] = (),
         refuse_target: Callable[[bytes], None] = lambda _: None,
+        access_log: AccessLog | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         """``allowed_hosts``: more names a Host may carry, each with or without a port.
@@ -83,13 +83,18 @@ class Edge:
         self._authenticate = authenticate
         self._hosts = frozenset(h.lower() for h in allowed_hosts)
         self._refuse_target = refuse_target
+        self._access = access_log or AccessLog()
         self._timer = timer
+        self._known_hosts: set[tuple[str, int | None]] = set()
+        self._counts: dict[tuple[str, int], Any] = {}
+        self._seconds = metrics.HTTP_SECONDS.labels(layer)
         self._in_flight = 0
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
         """End the streams that would never end by themselves."""
         self._draining.set()
+        self._access.flush()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; never raises what a request caused."""
@@ -98,13 +103,14 @@ class Edge:
         began = self._timer()
         exchange = _Exchange(scope, receive, send, self._draining)
         self._in_flight += 1
+        token = enter(exchange.trace_id)
         try:
-            with trace(exchange.trace_id):
-                await self._serve(scope, exchange)
+            await self._serve(scope, exchange)
         except asyncio.CancelledError:
             exchange.status = exchange.status or 499
             raise
         finally:
+            leave(token)
             self._in_flight -= 1
             self._note(scope, exchange, self._timer() - began)
 
@@ -115,6 +121,7 @@ class Edge:
             self._check_headers(
                 scope["headers"], (scope.get("server") or (None, None))[1]
             )
+            exchange.addressed = True
             await self._authenticate(scope)
             exchange.check_announced()
             await self._app(scope, exchange.receive, exchange.send)
@@ -130,23 +137,37 @@ class Edge:
             raise Refused(503, "too many requests at once", retry_after_s=1)
 
     def _check_headers(self, headers: Headers, port: int | None) -> None:
-        found: dict[bytes, list[str]] = {name: [] for name in _CHECKED}
-        for name, value in headers:
-            if name in found:
-                found[name].append(value.decode("latin-1").lower())
-        hosts, origins = found[b"host"], found[b"origin"]
+        found = [
+            (name, value.decode("latin-1").lower())
+            for name, value in headers
+            if name in _CHECKED
+        ]
+        hosts = [value for name, value in found if name == b"host"]
         if len(hosts) != 1:
             raise Refused(400, "exactly one Host header is needed")
-        if not self._is_ours(hosts[0], port):
-            raise Refused(421, "this server is not known by that name (ALLOWED_HOSTS)")
+        if (hosts[0], port) not in self._known_hosts:
+            self._learn_host(hosts[0], port)
+        if len(found) > 1:
+            self._check_others(found, port)
+
+    def _check_others(self, found: list[tuple[bytes, str]], port: int | None) -> None:
+        origins = [value for name, value in found if name == b"origin"]
         if len(origins) > 1 or not all(self._is_our_origin(o, port) for o in origins):
             raise Forbidden("requests from pages of other origins are refused")
-        if not OWN_SITES.issuperset(found[b"sec-fetch-site"]):
-            raise Forbidden("requests from pages of other sites are refused")
-        if any(coding != "chunked" for coding in found[b"transfer-encoding"]):
-            raise Refused(400, "the only Transfer-Encoding read here is chunked")
-        if any(coding != "identity" for coding in found[b"content-encoding"]):
-            raise Refused(415, "send the body without a Content-Encoding")
+        for name, value in found:
+            if name == b"sec-fetch-site" and value not in OWN_SITES:
+                raise Forbidden("requests from pages of other sites are refused")
+            if name == b"transfer-encoding" and value != "chunked":
+                raise Refused(400, "the only Transfer-Encoding read here is chunked")
+            if name == b"content-encoding" and value != "identity":
+                raise Refused(415, "send the body without a Content-Encoding")
+
+    def _learn_host(self, host: str, port: int | None) -> None:
+        """Raise ``Refused`` for a name that is not ours; the next time it is known."""
+        if not self._is_ours(host, port):
+            raise Refused(421, "this server is not known by that name (ALLOWED_HOSTS)")
+        if len(self._known_hosts) < _MAX_KNOWN_HOSTS:
+            self._known_hosts.add((host, port))
 
     def _is_ours(
         self, host: str, port: int | None, *, default: int | None = None
@@ -173,19 +194,21 @@ class Edge:
     def _note(self, scope: Scope, exchange: "_Exchange", took_s: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
         status = exchange.status or 500
-        metrics.HTTP_REQUESTS.labels(self._layer, method, str(status)).inc()
-        metrics.HTTP_SECONDS.labels(self._layer).observe(took_s)
+        count = self._counts.get((method, status))
+        if count is None:
+            count = metrics.HTTP_REQUESTS.labels(self._layer, method, str(status))
+            self._counts[method, status] = count
+        count.inc()
+        self._seconds.observe(took_s)
         user = scope.get("user")
-        # The path as it was sent (ASCII, escaped), cut, and never the query's values.
-        _access.info(
-            "request",
-            layer=self._layer,
-            method=method,
-            path=scope["raw_path"][:200].decode("latin-1"),
-            status=status,
-            duration_ms=round(took_s * 1000, 2),
-            key_id=getattr(user, "key_id", None),
-            trace_id=exchange.trace_id,
+        self._access.note(
+            self._layer,
+            method,
+            scope["raw_path"],
+            status,
+            took_s,
+            None if user is None else user.key_id,
+            exchange.trace_id,
         )
 
 
@@ -195,20 +218,31 @@ class _Exchange:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, draining: asyncio.Event
     ) -> None:
-        self.trace_id = _trace_id_of(scope["headers"])
+        self.trace_id = ""
         self.status = 0
-        self._method = scope["method"]
+        self._method: str = scope["method"]
         self._receive = receive
         self._send = send
         self._draining = draining
-        large = scope["path"] in LARGE_BODIES
-        self._limit = MAX_DOCUMENT_BYTES if large else MAX_BODY_BYTES
-        self._announced, self._chunked = _announced(scope["headers"])
+        self._limit = (
+            MAX_DOCUMENT_BYTES if scope["path"] in LARGE_BODIES else MAX_BODY_BYTES
+        )
+        self._announced, self._chunked = 0, False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self._announced = int(value)  # the parser lets digits through only
+            elif name == b"transfer-encoding":
+                self._chunked = True
+            elif name == b"traceparent" and not self.trace_id:
+                self.trace_id = parse_traceparent(value.decode("latin-1")) or ""
+        self.trace_id = self.trace_id or new_trace_id()
         self._received = 0
         self._read_whole = not (self._announced or self._chunked)
         self._endless = False
         self._complete = False
         self._closes = False
+        self.addressed = False
+        """False: what follows on this connection may not be what its sender meant."""
 
     def check_announced(self) -> None:
         """Raises ``TooLarge`` for a body that says it is too long."""
@@ -286,17 +320,23 @@ class _Exchange:
 
     def _headers(self, given: Iterable[tuple[bytes, bytes]]) -> Headers:
         kept = [(name.lower(), value) for name, value in given]
-        names = {name for name, _ in kept}
-        kind = next((v for n, v in kept if n == b"content-type"), b"")
+        own, kind = SECURITY_HEADERS, b""
+        for name, value in kept:
+            if name == b"content-type":
+                kind = value
+            elif name in SECURITY_NAMES:
+                own = tuple(pair for pair in own if pair[0] != name)
         # A GET that streams events goes on until somebody stops it; a model's answer
         # (POST) ends, and is worth waiting for.
         self._endless = self._method == "GET" and kind.startswith(b"text/event-stream")
-        kept += [pair for pair in SECURITY_HEADERS if pair[0] not in names]
+        kept += own
         kept.append((b"x-trace-id", self.trace_id.encode()))
-        if not self._read_whole and (self._chunked or self._announced > self._limit):
-            # What is still to come has no bound: the connection cannot be used again.
+        # What is still to come has no bound: the connection cannot be used again.
+        self._closes = not self._read_whole and (
+            self._chunked or self._announced > self._limit
+        )
+        if self._closes or not self.addressed:
             kept.append((b"connection", b"close"))
-            self._closes = True
         return kept
 
     def _too_large(self) -> TooLarge:
@@ -318,15 +358,13 @@ def check_target(
         raise Refused(431, "too many headers, or too long")
     if not raw.startswith(b"/"):
         raise Refused(400, "only paths are served, not proxy requests")
+    if noted["malformed"]:
+        raise Refused(400, "this is not a valid HTTP/1.1 message")
     refuse(raw)
-    path: str = scope["path"]
-    # U+FFFD stands where the bytes were not UTF-8 (overlong forms of a slash or a dot).
-    if (
-        _ODD_PATH.search(raw.partition(b"?")[0])
-        or _DOTS.search(path)
-        or "\ufffd" in path
-    ):
-        raise Refused(404, "nothing is served at this path")
+    if not _PLAIN_PATH.fullmatch(raw):
+        _look_closely(raw, scope["path"])
+    if not scope["query_string"]:
+        return
     for part in re.split(rb"[&;]", scope["query_string"]):
         name = unquote_plus(part.partition(b"=")[0].decode("latin-1"))
         if name.strip().lower() in KEY_NAMES:
@@ -336,18 +374,10 @@ def check_target(
             )
 
 
-def _trace_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    for name, value in headers:
-        if name == b"traceparent":
-            return parse_traceparent(value.decode("latin-1")) or new_trace_id()
-    return new_trace_id()
-
-
-def _announced(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bool]:
-    length, chunked = 0, False
-    for name, value in headers:
-        if name == b"content-length":
-            length = int(value)  # the parser lets digits through only
-        elif name == b"transfer-encoding":
-            chunked = True
-    return length, chunked
+def _look_closely(raw: bytes, path: str) -> None:
+    if b"#" in raw:
+        raise Refused(400, "a request target has no fragment")
+    raw_path = raw.partition(b"?")[0]
+    # U+FFFD stands where the bytes were not UTF-8 (overlong forms of a slash or a dot).
+    if _ODD_PATH.search(raw_path) or _DOTS.search(path) or "\ufffd" in path:
+        raise Refused(404, "nothing is served at this path")

@@ -30,6 +30,7 @@ STATUS: dict[type[errors.NestorError], int] = {
     errors.RateLimited: 429,
     errors.CircuitOpen: 503,
     errors.UpstreamError: 502,
+    errors.UpstreamTimeout: 504,
     errors.Unavailable: 503,
     errors.WorkspaceError: 400,
     errors.SandboxError: 503,
@@ -41,6 +42,7 @@ MAX_TEXT = 2_000
 MAX_CHECKED_BYTES = 1 << 20
 """Bodies over this (documents) are not searched for repeated names: it would block."""
 
+_MAX_DIGITS = 20
 _log = get_logger("nestor.web")
 _WHERE = re.compile(
     r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
@@ -147,7 +149,7 @@ def decode(body: bytes, of: type[T]) -> T:
         raise InvalidInput.at("body", f"not valid JSON: {reason}") from None
     except RecursionError:
         raise InvalidInput.at("body", "nested too deeply") from None
-    _refuse_repeated_names(body)
+    _refuse_ambiguous(body)
     return value
 
 
@@ -163,14 +165,20 @@ def explain_validation(message: str, *, inside: str = "") -> InvalidInput:
     return InvalidInput.at(field, what)
 
 
-def _refuse_repeated_names(body: bytes) -> None:
-    """Two readers of ``{"a": 1, "a": 2}`` may see different values: nobody gets to."""
+def _refuse_ambiguous(body: bytes) -> None:
+    """Refuse what two readers may see as different values.
+
+    In ``{"a": 1, "a": 2}`` one takes the first and one the last; an integer beyond 64 bits
+    is rounded by one and refused by another, such as the store that is to keep it.
+    """
     if len(body) > MAX_CHECKED_BYTES:
         return
     try:
-        json.loads(body, object_pairs_hook=_once_each)
+        json.loads(body, object_pairs_hook=_once_each, parse_int=_integer)
     except RecursionError:
         raise InvalidInput.at("body", "nested too deeply") from None
+    except OverflowError as error:
+        raise InvalidInput.at("body", str(error)) from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> None:
@@ -179,6 +187,12 @@ def _once_each(pairs: list[tuple[str, Any]]) -> None:
         if name in seen:
             raise InvalidInput.at(name, "given twice")
         seen.add(name)
+
+
+def _integer(digits: str) -> None:
+    # Counted first: to read digits without end takes time, and Python refuses to.
+    if len(digits) > _MAX_DIGITS or not -(1 << 63) <= int(digits) < 1 << 63:
+        raise OverflowError(f"the integer {digits[:_MAX_DIGITS]}… is beyond 64 bits")
 
 
 def _explain(error: Exception) -> tuple[str, Sequence[FieldError]]:

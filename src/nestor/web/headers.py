@@ -10,3 +10,4 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 """Added where the application set none of the same name."""
+SECURITY_NAMES = frozenset(name for name, _ in SECURITY_HEADERS)

@@ -25,6 +25,7 @@ DEADLINE_S = 2.0
 """How long the layer may take to tell of its dependencies before that is the news."""
 
 _log = get_logger("nestor.web")
+_OPEN = {"scope": None, "replies": {200: HealthReport, 503: HealthReport}}
 _RANK = {HealthStatus.HEALTHY: 0, HealthStatus.DEGRADED: 1, HealthStatus.UNHEALTHY: 2}
 
 
@@ -173,17 +174,17 @@ def handlers(health: Health) -> list[HTTPRouteHandler]:
         """Tell that the process answers."""
         return health.live()
 
-    @get("/health/startup", opt={"scope": None}, sync_to_thread=False)
+    @get("/health/startup", opt=_OPEN, sync_to_thread=False)
     def startup() -> Response[HealthReport]:
         """Tell whether the layer has started: 503 until then."""
         return _reply(health.startup())
 
-    @get("/health/ready", opt={"scope": None})
+    @get("/health/ready", opt=_OPEN)
     async def ready() -> Response[HealthReport]:
         """Tell whether the layer can do its job: 503 when it cannot."""
         return _reply(await health.ready())
 
-    @get("/health/detailed", opt={"scope": ("metrics", "read")})
+    @get("/health/detailed", opt={"scope": ("metrics", "read", "service")})
     async def detailed() -> HealthReport:
         """Name each dependency, when it was last looked at, breakers, uptime, memory."""
         return await health.detailed()

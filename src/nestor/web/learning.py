@@ -8,12 +8,13 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 
 from nestor.telemetry import metrics
+from nestor.web.views import EventFiles, LearningStats
 
 _ACTIVE = "unified-events.jsonl"
 
 
 @get("/learning/stats", opt={"scope": "read"})
-async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
+async def stats(request: Request[Any, Any, Any]) -> LearningStats:
     """Tell of the events that wait to be learned from. Null: not known here, never 0."""
     folder: Path = request.app.state.nestor.settings.telemetry_dir
     return {
@@ -35,7 +36,7 @@ def handlers() -> list[HTTPRouteHandler]:
     return [stats]
 
 
-def _files(folder: Path) -> dict[str, int | None]:
+def _files(folder: Path) -> EventFiles:
     try:
         sizes = [p.stat().st_size for p in folder.iterdir() if _is_log(p)]
     except FileNotFoundError:

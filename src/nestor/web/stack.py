@@ -2,13 +2,18 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from litestar.handlers import HTTPRouteHandler
+
+from nestor.model.network import in_url
 from nestor.settings import Settings
 from nestor.telemetry.logs import get_logger
-from nestor.web import aidb, coordinator, dashboard, learning, ralph
+from nestor.web import aidb, coordinator, dashboard, learning, proxy, ralph, session
 from nestor.web.app import LayerApp, create_app
+from nestor.web.client_address import ClientAddresses
 from nestor.web.serve import bind, event_loop, serve
 from nestor.wiring import Nestor, refuse_if_running, running
 
@@ -21,21 +26,24 @@ def run(
     *,
     ready: Callable[[dict[str, str]], None],
     stopping: Callable[[], None] = lambda: None,
+    page_link: Callable[[str, datetime], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     ``ready`` is told ``{layer: URL}`` once every layer answers, ``stopping`` is called at
-    the first of those signals. Raises ``Misconfigured``
-    (a port or the folder is taken) before anything has been made.
+    the first of those signals. ``page_link``, when given, is then told a link that signs
+    one browser in to the page, and until when: for a terminal only. Raises
+    ``Misconfigured`` (a port or the folder is taken) before anything has been made.
     """
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_run(settings, ready, stopping))
+        runner.run(_run(settings, ready, stopping, page_link))
 
 
 async def _run(
     settings: Settings,
     ready: Callable[[dict[str, str]], None],
     stopping: Callable[[], None],
+    page_link: Callable[[str, datetime], None] | None,
 ) -> None:
     stop = asyncio.Event()
 
@@ -48,23 +56,33 @@ async def _run(
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, end)
     wanted = {layer: (settings.host, _port(settings, layer)) for layer in LAYERS}
+    clients = ClientAddresses(settings.trusted_proxies)
     # A second start on the same folder would find its ports taken: say the cause first.
     refuse_if_running(settings)
     # Then the ports: what cannot be had is said before a file is made.
     sockets = bind(wanted)
     try:
         ports = {layer: sock.getsockname()[1] for layer, sock in sockets.items()}
-        urls = {layer: _url(settings.host, port) for layer, port in ports.items()}
-        async with running(settings, coordinator_url=urls["coordinator"]) as nestor:
+        host = settings.local_host
+        urls = {layer: f"http://{in_url(host)}:{port}" for layer, port in ports.items()}
+        async with (
+            running(settings, coordinator_url=urls["coordinator"]) as nestor,
+            proxy.Aidb(_address(sockets["aidb"]), nestor.service_key) as upstream,
+        ):
+            proxied = proxy.handlers(upstream, nestor.proxy_limiter, clients)
 
             async def begin() -> None:
                 await nestor.ralph.start()
-                nestor.folder.write_run_file(ports, datetime.now(UTC))
+                nestor.folder.write_run_file(ports, datetime.now(UTC), host=host)
                 log.debug("ready", **{f"{layer}_port": p for layer, p in ports.items()})
                 ready(urls)
+                if page_link is not None:
+                    link = await nestor.sessions.make_link()
+                    url = session.link_url(settings, ports["dashboard"], link.token)
+                    page_link(url, link.expires_at)
 
             try:
-                await serve(_apps(nestor), sockets, ready=begin, stop=stop)
+                await serve(_apps(nestor, proxied), sockets, ready=begin, stop=stop)
             finally:
                 nestor.folder.remove_run_file()
     finally:
@@ -72,10 +90,16 @@ async def _run(
             sock.close()
 
 
-def _apps(nestor: Nestor) -> Mapping[str, LayerApp]:
+def _apps(
+    nestor: Nestor, proxied: Sequence[HTTPRouteHandler]
+) -> Mapping[str, LayerApp]:
     return {
         "dashboard": create_app(
-            "dashboard", nestor, dashboard.handlers(), dependencies=nestor.dependencies
+            "dashboard",
+            nestor,
+            [*dashboard.handlers(), *proxied],
+            dependencies=nestor.dependencies,
+            refuse_target=proxy.refuse_target,
         ),
         "ralph": create_app(
             "ralph", nestor, ralph.handlers(), dependencies=nestor.ralph.dependencies
@@ -103,5 +127,6 @@ def _port(settings: Settings, layer: str) -> int:
     return port
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _address(sock: socket.socket) -> tuple[str, int]:
+    host, port, *_ = sock.getsockname()
+    return str(host), int(port)
