@@ -1,0 +1,419 @@
+"""Faults in sessions of the page, and in what a browser may do."""
+
+from tools.faults.fault import Fault
+
+FAULTS = (
+    Fault(
+        "a session counts under a name that other ports share",
+        (
+            (
+                "web/auth.py",
+                'if self._page_hosts and is_page_host(sent.get(b"host", ()), self._page_hosts):',
+                "if self._page_hosts:",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "shared_name"),
+    ),
+    Fault(
+        "a session counts on every layer",
+        (("web/app.py", "    if layer != auth.PAGE_LAYER:\n", "    if False:\n"),),
+        ("tests/faces/test_sessions.py", "-k", "every_other_layer"),
+    ),
+    Fault(
+        "of two session cookies one is taken",
+        (
+            (
+                "web/auth.py",
+                "if len(found) > 1 or not _SESSION_SECRET",
+                "if not _SESSION_SECRET",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "a4"),
+    ),
+    Fault(
+        "a cookie of any form is looked up",
+        (
+            (
+                "web/auth.py",
+                "if len(found) > 1 or not _SESSION_SECRET.fullmatch(found[0]):",
+                "if len(found) > 1:",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "a4_a_cookie"),
+    ),
+    Fault(
+        "a session changes things without its token",
+        (
+            (
+                "web/auth.py",
+                '        if scope["method"] not in {"GET", "HEAD"}:',
+                "        if False:",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "b4_a_session"),
+    ),
+    Fault(
+        "only a POST needs the session's token",
+        (
+            (
+                "web/auth.py",
+                '        if scope["method"] not in {"GET", "HEAD"}:',
+                '        if scope["method"] == "POST":',
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "b4_a_session"),
+    ),
+    Fault(
+        "any session's token serves for all",
+        (
+            (
+                "web/auth.py",
+                "hmac.digest(secret, _CSRF_LABEL",
+                'hmac.digest(b"", _CSRF_LABEL',
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "b4_a_session"),
+    ),
+    Fault(
+        "signing in needs no Origin",
+        (
+            (
+                "web/session.py",
+                "    if origins not in (\n",
+                "    if origins and origins not in (\n",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "without_an_origin"),
+    ),
+    Fault(
+        "any of our own origins signs in",
+        (
+            (
+                "web/session.py",
+                "    if origins not in (\n",
+                "    if not origins and () not in (\n",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "any_other_page"),
+    ),
+    Fault(
+        "a form signs in",
+        (
+            (
+                "web/session.py",
+                '    if kind.strip().lower() != b"application/json":',
+                "    if False:",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "a_form"),
+    ),
+    Fault(
+        "a browser is signed in under a name that other ports share",
+        (
+            (
+                "web/session.py",
+                "    if not is_page_host(hosts, page_hosts(settings.allowed_hosts)):",
+                "    if False:",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "other_ports_share"),
+    ),
+    Fault(
+        "links may be guessed without end",
+        (("web/session.py", "        if wait_s is not None:", "        if False:"),),
+        ("tests/faces/test_sign_in.py", "-k", "guessing"),
+    ),
+    Fault(
+        "a page may make links",
+        (
+            (
+                "web/session.py",
+                '    if connection.scope.get("auth") is not None:',
+                "    if False:",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "by_no_page"),
+    ),
+    Fault(
+        "a script may read the session's cookie",
+        (("web/session.py", "Path=/; HttpOnly; SameSite", "Path=/; SameSite"),),
+        ("tests/faces/test_sign_in.py", "-k", "no_script_reads"),
+    ),
+    Fault(
+        "the session's cookie goes along from other sites",
+        (("web/session.py", "SameSite=Strict", "SameSite=Lax"),),
+        ("tests/faces/test_sign_in.py", "-k", "no_other_site"),
+    ),
+    Fault(
+        "a link works again",
+        (
+            (
+                "backends/sql/session_store.py",
+                "            if used.rowcount != 1:",
+                "            if used.rowcount > 1:",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "once"),
+    ),
+    Fault(
+        "a link never grows old",
+        (
+            (
+                "backends/sql/session_store.py",
+                "                    page_link.c.expires_at > time_text(now),",
+                '                    page_link.c.expires_at > "",',
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "five_minutes"),
+    ),
+    Fault(
+        "a session never grows old",
+        (
+            (
+                "backends/sql/session_store.py",
+                "                page_session.c.expires_at > time_text(self._now()),",
+                '                page_session.c.expires_at > "",',
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "eight_hours"),
+    ),
+    Fault(
+        "a session outlives its end",
+        (
+            (
+                "backends/sql/session_store.py",
+                "delete(page_session).where(page_session.c.id == session_id)",
+                'delete(page_session).where(page_session.c.id == "")',
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "ended"),
+    ),
+    Fault(
+        "a session's secret is stored as it is",
+        (
+            (
+                "backends/sql/session_store.py",
+                "secret_hash=hash_of(secret)",
+                "secret_hash=secret",
+            ),
+            (
+                "backends/sql/session_store.py",
+                "digest = hash_of(secret)",
+                "digest = secret",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "in_the_files"),
+    ),
+    Fault(
+        "guessed sessions keep known ones waiting",
+        (
+            (
+                "backends/sql/session_store.py",
+                "lane = self._renewals if digest in self._seen else self._guesses",
+                "lane = self._guesses",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "flood"),
+    ),
+    Fault(
+        "the link is printed to a pipe",
+        (("cli/page.py", "    if not screen.terminal:", "    if False:"),),
+        ("tests/faces/test_sign_in.py", "-k", "pipe"),
+    ),
+    Fault(
+        "the link of a start is printed to a file",
+        (
+            (
+                "cli/stack.py",
+                "page_link=page_link if screen.terminal else None",
+                "page_link=page_link",
+            ),
+        ),
+        ("tests/system/test_page_link.py", "-k", "no_link"),
+    ),
+    Fault(
+        "the link of a start is in the log",
+        (
+            (
+                "web/stack.py",
+                "                    page_link(url, link.expires_at)",
+                '                    page_link(url, link.expires_at)\n                    __import__("sys").stderr.write(url)',
+            ),
+        ),
+        ("tests/system/test_page_link.py", "-k", "terminal"),
+    ),
+    Fault(
+        "strangers hear which paths there are",
+        (
+            (
+                "web/auth.py",
+                '            if not self._serves(scope["raw_path"]):',
+                "            if False:",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "p1"),
+    ),
+    Fault(
+        "a stranger hears 403 of every path",
+        (
+            (
+                "web/auth.py",
+                '            if not self._serves(scope["raw_path"]):',
+                "            if True:",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "of_paths_that_are_served"),
+    ),
+    Fault(
+        "the service's own key reaches what its scope reaches",
+        (
+            (
+                "web/auth.py",
+                "if principal.key_id == SERVICE and target",
+                "if False and target",
+            ),
+        ),
+        ("tests/faces/test_auth.py", "-k", "service_key"),
+    ),
+    Fault(
+        "anything is looked up as a key",
+        (
+            (
+                "web/auth.py",
+                'shaped = 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and b" " not in key',
+                "shaped = key.isascii()",
+            ),
+        ),
+        ("tests/faces/test_auth.py", "-k", "a3_what"),
+    ),
+    Fault(
+        "of several keys one is taken",
+        (
+            (
+                "web/auth.py",
+                "    if found or len(bearers) > 1 or len(plain) > 1:",
+                "    if False:",
+            ),
+        ),
+        ("tests/faces/test_auth.py", "-k", "a3_a4"),
+    ),
+    Fault(
+        "the page allows scripts of its own text",
+        (
+            (
+                "web/dashboard.py",
+                "script-src 'self';",
+                "script-src 'self' 'unsafe-inline';",
+            ),
+            (
+                "web/dashboard.py",
+                " require-trusted-types-for 'script'; trusted-types 'none'",
+                "",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b5_the_policy"),
+    ),
+    Fault(
+        "the token stays in the address bar",
+        (
+            (
+                "web/static/session.js",
+                '    history.replaceState(null, "", location.pathname);\n',
+                "",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "leaves_neither"),
+    ),
+    Fault(
+        "the script takes text for HTML",
+        (
+            (
+                "web/static/session.js",
+                "    line.textContent = text;",
+                "    line.innerHTML = text;",
+            ),
+            (
+                "web/dashboard.py",
+                " require-trusted-types-for 'script'; trusted-types 'none'",
+                "",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b5_what"),
+    ),
+    Fault(
+        "a diff is shown as a page",
+        (("web/ralph.py", 'media_type="text/plain"', 'media_type="text/html"'),),
+        ("tests/system/test_browser.py", "-k", "b5_nothing and ralph"),
+    ),
+    Fault(
+        "problems are shown as pages",
+        (
+            (
+                "web/errors.py",
+                '(b"content-type", b"application/problem+json"),',
+                '(b"content-type", b"text/html"),',
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b5_nothing and learning"),
+    ),
+    Fault(
+        "a name that was pointed here is served",
+        (
+            (
+                "web/edge.py",
+                "        if not self._is_ours(host, port):",
+                "        if False:",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b1"),
+    ),
+    Fault(
+        "pages of other sites are answered",
+        (
+            (
+                "web/edge.py",
+                'if name == b"sec-fetch-site" and value not in OWN_SITES:',
+                "if False:",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b2_b3 and evil"),
+    ),
+    Fault(
+        "pages of other origins are answered",
+        (
+            (
+                "web/edge.py",
+                "not all(self._is_our_origin(o, port) for o in origins)",
+                "False",
+            ),
+            (
+                "web/edge.py",
+                'if name == b"sec-fetch-site" and value not in OWN_SITES:',
+                "if False:",
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "whole_window and nestor"),
+    ),
+    Fault(
+        "a page may be framed by others",
+        (
+            (
+                "web/headers.py",
+                '(b"x-frame-options", b"DENY")',
+                '(b"x-frame-options", b"SAMEORIGIN")',
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b6_b8"),
+    ),
+    Fault(
+        "listing keys makes one",
+        (
+            (
+                "web/coordinator.py",
+                "    found = await _parts(request).keys.all()",
+                '    await _parts(request).keys.create("x", ["read"])\n    found = await _parts(request).keys.all()',
+            ),
+        ),
+        ("tests/system/test_browser.py", "-k", "b6_b8"),
+    ),
+)
