@@ -361,7 +361,7 @@ FAULTS = (
         (
             (
                 "web/edge.py",
-                "        if not self._is_ours(host, port):",
+                '        if not self._is_ours(host.decode("latin-1").lower(), port):',
                 "        if False:",
             ),
         ),
@@ -372,7 +372,7 @@ FAULTS = (
         (
             (
                 "web/edge.py",
-                'if name == b"sec-fetch-site" and value not in OWN_SITES:',
+                'if not OWN_SITES.issuperset(found[b"sec-fetch-site"]):',
                 "if False:",
             ),
         ),
@@ -383,12 +383,12 @@ FAULTS = (
         (
             (
                 "web/edge.py",
-                "not all(self._is_our_origin(o, port) for o in origins)",
-                "False",
+                "if len(origins) > 1 or not all(self._is_our_origin(o, port) for o in origins):",
+                "if len(origins) > 1:",
             ),
             (
                 "web/edge.py",
-                'if name == b"sec-fetch-site" and value not in OWN_SITES:',
+                'if not OWN_SITES.issuperset(found[b"sec-fetch-site"]):',
                 "if False:",
             ),
         ),

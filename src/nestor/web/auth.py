@@ -31,12 +31,15 @@ _SESSION_SECRET = re.compile(rb"[A-Za-z0-9_-]{16,200}")
 _CSRF_LABEL = b"nestor csrf token"
 
 _SERVICE_TARGETS = frozenset({("GET", b"/health/detailed"), ("GET", b"/metrics")})
-_READ = frozenset({b"authorization", b"x-api-key", b"cookie", b"x-csrf-token", b"host"})
+CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"cookie", b"x-csrf-token"})
+"""Headers that tell who calls."""
+_ADMIN = Principal(key_id=ADMIN, scopes=frozenset({ADMIN}))
+_SERVICE = Principal(key_id=SERVICE, scopes=frozenset({SERVICE}))
 
 Target = tuple[str, bytes]
 """A method and a raw path, byte for byte."""
 Sent = Mapping[bytes, list[bytes]]
-"""The headers that tell who calls, each with all values that it came with."""
+"""Headers of a request, in lower case, each with all values that it came with."""
 
 
 class PageCaller(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,14 +81,13 @@ class Authenticator:
         self._page_hosts = page_hosts
         self._serves = serves
 
-    async def __call__(self, scope: Any) -> None:
-        """Raises ``Unauthorized`` or ``Forbidden``."""
+    async def __call__(self, scope: Any, sent: Sent) -> None:
+        """``sent`` holds ``CREDENTIALS`` and Host. Raises ``Unauthorized``, ``Forbidden``."""
         scope["auth"] = None
         target = (scope["method"], scope["raw_path"])
         if target in self._opened:
             scope["user"] = None
             return
-        sent = sent_of(scope["headers"])
         key = key_of(sent)
         if key is None:
             caller = await self._browser(sent, scope)
@@ -105,9 +107,9 @@ class Authenticator:
         # Digests have one length, so the comparison tells nothing about the key's.
         digest = _digest(key)
         if hmac.compare_digest(digest, self._admin):
-            return Principal(key_id=ADMIN, scopes=frozenset({ADMIN}))
+            return _ADMIN
         if hmac.compare_digest(digest, self._service):
-            return Principal(key_id=SERVICE, scopes=frozenset({SERVICE}))
+            return _SERVICE
         principal = await self._keys.check(key.decode("ascii"))
         if principal is None:
             raise Unauthorized("nobody knows this key")
@@ -141,15 +143,6 @@ class Authenticator:
 
 
 _NO_SESSION = "this session has ended; make a new link in a terminal: nestor page"
-
-
-def sent_of(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
-    """Pick the headers that tell who calls."""
-    sent: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        if name in _READ:
-            sent.setdefault(name, []).append(value)
-    return sent
 
 
 def key_of(sent: Sent) -> bytes | None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -18,6 +18,8 @@ from nestor.model.ids import new_trace_id
 from nestor.telemetry import metrics
 from nestor.telemetry.access_log import AccessLog
 from nestor.telemetry.trace import enter, leave, parse_traceparent
+from nestor.web import auth
+from nestor.web.auth import Sent
 from nestor.web.errors import Headers, Refused, render
 from nestor.web.headers import SECURITY_HEADERS, SECURITY_NAMES
 from nestor.web.protocol import target_of
@@ -53,9 +55,8 @@ _DOTS = re.compile(r"/\.\.?(?:/|$)")
 
 _PLAIN_PATH = re.compile(rb"/(?:[A-Za-z0-9_~-][A-Za-z0-9_.~-]*(?:/(?!$)|$))*")
 """What nearly every path looks like; any other is looked at closely."""
-_CHECKED = frozenset(
-    {b"host", b"origin", b"sec-fetch-site", b"content-encoding", b"transfer-encoding"}
-)
+_ADDRESSING = frozenset({b"origin", b"sec-fetch-site", b"content-encoding", b"transfer-encoding"})  # fmt: skip
+_READ = _ADDRESSING | auth.CREDENTIALS | {b"host", b"content-length", b"traceparent"}
 _MAX_KNOWN_HOSTS = 64
 
 
@@ -67,7 +68,7 @@ class Edge:
         app: ASGIApp,
         *,
         layer: str,
-        authenticate: Callable[[Scope], Awaitable[None]],
+        authenticate: Callable[[Scope, Sent], Awaitable[None]],
         allowed_hosts: Iterable[str] = (),
         refuse_target: Callable[[bytes], None] = lambda _: None,
         access_log: AccessLog | None = None,
@@ -85,7 +86,7 @@ class Edge:
         self._refuse_target = refuse_target
         self._access = access_log or AccessLog()
         self._timer = timer
-        self._known_hosts: set[tuple[str, int | None]] = set()
+        self._known_hosts: set[tuple[bytes, int | None]] = set()
         self._counts: dict[tuple[str, int], Any] = {}
         self._seconds = metrics.HTTP_SECONDS.labels(layer)
         self._in_flight = 0
@@ -118,11 +119,9 @@ class Edge:
         try:
             self._check_room()
             check_target(scope, self._refuse_target)
-            self._check_headers(
-                scope["headers"], (scope.get("server") or (None, None))[1]
-            )
+            self._check_headers(exchange.sent, (scope.get("server") or (None, None))[1])
             exchange.addressed = True
-            await self._authenticate(scope)
+            await self._authenticate(scope, exchange.sent)
             exchange.check_announced()
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - the edge of the process
@@ -136,35 +135,35 @@ class Edge:
         if self._in_flight > MAX_IN_FLIGHT:
             raise Refused(503, "too many requests at once", retry_after_s=1)
 
-    def _check_headers(self, headers: Headers, port: int | None) -> None:
-        found = [
-            (name, value.decode("latin-1").lower())
-            for name, value in headers
-            if name in _CHECKED
-        ]
-        hosts = [value for name, value in found if name == b"host"]
+    def _check_headers(self, sent: Sent, port: int | None) -> None:
+        hosts = sent.get(b"host", ())
         if len(hosts) != 1:
             raise Refused(400, "exactly one Host header is needed")
         if (hosts[0], port) not in self._known_hosts:
             self._learn_host(hosts[0], port)
-        if len(found) > 1:
-            self._check_others(found, port)
+        if not _ADDRESSING.isdisjoint(sent):
+            self._check_others(
+                {
+                    name: [v.decode("latin-1").lower() for v in sent.get(name, ())]
+                    for name in _ADDRESSING
+                },
+                port,
+            )
 
-    def _check_others(self, found: list[tuple[bytes, str]], port: int | None) -> None:
-        origins = [value for name, value in found if name == b"origin"]
+    def _check_others(self, found: Mapping[bytes, list[str]], port: int | None) -> None:
+        origins = found[b"origin"]
         if len(origins) > 1 or not all(self._is_our_origin(o, port) for o in origins):
             raise Forbidden("requests from pages of other origins are refused")
-        for name, value in found:
-            if name == b"sec-fetch-site" and value not in OWN_SITES:
-                raise Forbidden("requests from pages of other sites are refused")
-            if name == b"transfer-encoding" and value != "chunked":
-                raise Refused(400, "the only Transfer-Encoding read here is chunked")
-            if name == b"content-encoding" and value != "identity":
-                raise Refused(415, "send the body without a Content-Encoding")
+        if not OWN_SITES.issuperset(found[b"sec-fetch-site"]):
+            raise Forbidden("requests from pages of other sites are refused")
+        if any(coding != "chunked" for coding in found[b"transfer-encoding"]):
+            raise Refused(400, "the only Transfer-Encoding read here is chunked")
+        if any(coding != "identity" for coding in found[b"content-encoding"]):
+            raise Refused(415, "send the body without a Content-Encoding")
 
-    def _learn_host(self, host: str, port: int | None) -> None:
+    def _learn_host(self, host: bytes, port: int | None) -> None:
         """Raise ``Refused`` for a name that is not ours; the next time it is known."""
-        if not self._is_ours(host, port):
+        if not self._is_ours(host.decode("latin-1").lower(), port):
             raise Refused(421, "this server is not known by that name (ALLOWED_HOSTS)")
         if len(self._known_hosts) < _MAX_KNOWN_HOSTS:
             self._known_hosts.add((host, port))
@@ -218,7 +217,6 @@ class _Exchange:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, draining: asyncio.Event
     ) -> None:
-        self.trace_id = ""
         self.status = 0
         self._method: str = scope["method"]
         self._receive = receive
@@ -227,15 +225,20 @@ class _Exchange:
         self._limit = (
             MAX_DOCUMENT_BYTES if scope["path"] in LARGE_BODIES else MAX_BODY_BYTES
         )
-        self._announced, self._chunked = 0, False
+        sent: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
-            if name == b"content-length":
-                self._announced = int(value)  # the parser lets digits through only
-            elif name == b"transfer-encoding":
-                self._chunked = True
-            elif name == b"traceparent" and not self.trace_id:
-                self.trace_id = parse_traceparent(value.decode("latin-1")) or ""
-        self.trace_id = self.trace_id or new_trace_id()
+            if name in _READ:
+                sent.setdefault(name, []).append(value)
+        self.sent: Sent = sent
+        """The headers that are read here and by ``auth``, each with all its values."""
+        # The parser lets digits through only, and no second length.
+        self._announced = (
+            int(sent[b"content-length"][0]) if b"content-length" in sent else 0
+        )
+        self._chunked = b"transfer-encoding" in sent
+        given = sent.get(b"traceparent")
+        parent = parse_traceparent(given[0].decode("latin-1")) if given else None
+        self.trace_id = parent or new_trace_id()
         self._received = 0
         self._read_whole = not (self._announced or self._chunked)
         self._endless = False
