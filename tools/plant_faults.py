@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.faults import documents, keys, loop, pages, proxy, starts, wire
+from tools.faults import attacks, documents, keys, loop, pages, proxy, starts, wire
 from tools.faults.fault import Fault
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,7 @@ FAULTS = (
     *proxy.FAULTS,
     *pages.FAULTS,
     *documents.FAULTS,
+    *attacks.FAULTS,
 )
 
 
