@@ -386,7 +386,19 @@ FAULTS = (
             (
                 "web/edge.py",
                 "            await self._authenticate(scope, exchange.sent)\n",
-                "            if exchange._announced:\n                await exchange.receive()\n            await self._authenticate(scope, exchange.sent)\n",
+                (
+                    "            first = [await exchange.receive()] if exchange._announced else []\n"
+                    "            await self._authenticate(scope, exchange.sent)\n"
+                ),
+            ),
+            (
+                "web/edge.py",
+                "            await self._app(scope, exchange.receive, exchange.send)\n",
+                (
+                    "            async def again():\n"
+                    "                return first.pop() if first else await exchange.receive()\n"
+                    "            await self._app(scope, again, exchange.send)\n"
+                ),
             ),
         ),
         ("tests/system/attacks/test_auth.py", "-k", "a1"),
