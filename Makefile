@@ -52,8 +52,9 @@ lint: setup ## Check style, types and import contracts.
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: setup ## Measure start-up time and idle memory; results go to bench/results/.
+bench: setup ## Measure start-up, idle memory and what the edge costs; results go to bench/results/.
 	$(BIN)/python tools/measure_start.py
+	$(BIN)/python -m tools.measure_edge
 
 docs: setup ## Write docs/reference/ anew from the code.
 	$(BIN)/python -m tools.make_reference

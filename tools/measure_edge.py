@@ -1,4 +1,4 @@
-"""Measure what the edge costs: `python tools/measure_edge.py`.
+"""Measure what the edge costs: `python -m tools.measure_edge`.
 
 CPU of one request for an empty route over one kept-alive connection: the route alone
 (Litestar on uvicorn), and behind the whole edge (strict parsing and deadlines, Host and

@@ -54,6 +54,7 @@ async def test_a_task_goes_through_all_layers(tmp_path: Path) -> None:
     await asyncio.to_thread(make_tiny_gguf, gguf)
     key = tmp_path / "key"
     key.write_text("sk-remote-canary-1234567890")
+    key.chmod(0o600)
     async with ScriptedModel(SCRIPT, api_key="sk-remote-canary-1234567890") as remote:
         with Child(
             tmp_path / "home",
