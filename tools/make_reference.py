@@ -25,7 +25,7 @@ Names in `nestor.toml` are in lower case and without the prefix.
 `nestor doctor --config` prints what is in force and where it comes from.
 """
 HTTP_INTRO = """\
-Every layer listens on its own port of the loopback address. A key goes into
+Every layer listens on its own port, of the loopback address unless set otherwise. A key goes into
 `Authorization: Bearer KEY` or `X-API-Key: KEY`; `nestor key` prints the admin key.
 Errors are RFC 9457 problem documents: `type`, `title`, `status`, `detail`, `errors[]`
 with `field` and `message`, `trace_id`.
