@@ -16,7 +16,9 @@ from tools.http_reference import details
 
 from nestor import settings
 from nestor.cli.main import EXIT_CODES, app
-from nestor.web import aidb, coordinator, dashboard, health, learning, ralph
+from nestor.resilience.rate_limit import MovingWindow
+from nestor.web import aidb, coordinator, dashboard, health, learning, proxy, ralph
+from nestor.web.client_address import ClientAddresses
 
 FOLDER = Path("docs/reference")
 NOTE = "<!-- Written by `make docs`; do not edit. -->\n"
@@ -97,6 +99,8 @@ def http_page() -> str:
     }
     for name, (port, module) in layers.items():
         routes = module.handlers()
+        if module is dashboard:
+            routes = [*routes, *_proxied()]
         lines += [f"## {name} (port {port})\n", *_routes(routes)]
         for handler in routes:
             lines += details(name, _call(handler), handler)
@@ -112,6 +116,12 @@ def _health() -> list[Any]:
             return None
 
     return list(health.handlers(_Unused()))  # type: ignore[arg-type]
+
+
+def _proxied() -> list[Any]:
+    """Return the proxy's routes; they are described here, not asked."""
+    aidb_of_nobody = proxy.Aidb(("127.0.0.1", 9), "not-asked")
+    return proxy.handlers(aidb_of_nobody, MovingWindow(1, 1), ClientAddresses([]))
 
 
 def _routes(handlers: Sequence[Any]) -> list[str]:

@@ -7,6 +7,8 @@ time and are asked in turn; medians and ranges of several rounds, to
 bench/results/edge.json.
 """
 
+import asyncio
+import io
 import json
 import os
 import platform
@@ -14,28 +16,27 @@ import signal
 import socket
 import statistics
 import sys
+import tempfile
 import time
-from asyncio import Runner
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
 from litestar import Litestar, get
-from tests.faces.shell import MemoryKeys, MemorySessions
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from tests.faces.shell import MemorySessions
 
+from nestor.backends.sql.database import Database
+from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.telemetry import logs
 from nestor.web.app import create_app
-from nestor.web.protocol import EdgeProtocol
-from nestor.web.serve import event_loop
+from nestor.web.serve import event_loop, serve
 
 ROUNDS = 9
 REQUESTS = 4_000
 WARM_UP = 1_000
 RESULT = Path("bench/results/edge.json")
-KEY = "measured-admin-key-0123456789"
 
 
 @get("/empty", opt={"scope": "read"}, status_code=204, sync_to_thread=False)
@@ -43,54 +44,67 @@ def empty() -> None:
     """Do nothing."""
 
 
-def alone() -> tuple[Any, type[HttpToolsProtocol]]:
-    """Return the route without the edge."""
-    return Litestar(
-        [empty], openapi_config=None, logging_config=None
-    ), HttpToolsProtocol
+Serving = Callable[[socket.socket], Awaitable[None]]
 
 
-def behind_the_edge() -> tuple[Any, type[HttpToolsProtocol]]:
-    """Return the route as a layer serves it, its access log on."""
-    logs.configure("json", Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+async def alone(sock: socket.socket) -> None:
+    """Serve the route without the edge."""
+    app = Litestar([empty], openapi_config=None, logging_config=None)
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", interface="asgi3", lifespan="off",
+        log_config=None, access_log=False, proxy_headers=False, server_header=False,
+    )  # fmt: skip
+    await uvicorn.Server(config).serve(sockets=[sock])
 
-    async def dependencies() -> list[Any]:
+
+async def behind_the_edge(sock: socket.socket, database_url: str) -> None:
+    """Serve the route as a layer does: deadlines, keys in SQL, access log and all."""
+    logs.configure("json", io.StringIO())
+
+    async def nothing() -> list[Any]:
         return []
 
-    parts: Any = SimpleNamespace(
-        settings=SimpleNamespace(allowed_hosts=[]),
-        keys=MemoryKeys(),
-        sessions=MemorySessions(),
-        api_key=KEY,
-        service_key="measured-service-key-0123456789",
-    )
-    return create_app("ralph", parts, [empty], dependencies=dependencies), EdgeProtocol
+    async def ready() -> None:
+        return
+
+    async with Database.open(database_url) as database:
+        parts: Any = SimpleNamespace(
+            settings=SimpleNamespace(allowed_hosts=[], api_key=None),
+            keys=SqlKeyStore(database),
+            sessions=MemorySessions(),
+            api_key="measured-admin-key-0123456789",
+            service_key="measured-service-key-0123456789",
+        )
+        app = create_app("ralph", parts, [empty], dependencies=nothing)
+        await serve({"ralph": app}, {"ralph": sock}, ready=ready, stop=asyncio.Event())
 
 
-def start(make: Callable[[], tuple[Any, type[HttpToolsProtocol]]]) -> tuple[int, int]:
+def start(serving: Serving) -> tuple[int, int]:
     """Serve in a child process; returns its pid and port."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen()
-    port = sock.getsockname()[1]
+    port = int(sock.getsockname()[1])
     if (pid := os.fork()) == 0:
-        app, protocol = make()
-        config = uvicorn.Config(
-            app, http=protocol, ws="none", interface="asgi3", lifespan="off",
-            log_config=None, access_log=False, proxy_headers=False, server_header=False,
-        )  # fmt: skip
-        with Runner(loop_factory=event_loop) as runner:
-            runner.run(uvicorn.Server(config).serve(sockets=[sock]))
+        sock.setblocking(False)
+        with asyncio.Runner(loop_factory=event_loop) as runner:
+            runner.run(serving(sock))  # type: ignore[arg-type]
         os._exit(0)
     sock.close()
     return pid, port
 
 
-def ask(port: int, times: int) -> None:
+async def make_key(database_url: str) -> str:
+    """Return the secret of a key that may read."""
+    async with Database.open(database_url) as database:
+        return (await SqlKeyStore(database).create("measured", ["read"]))[1]
+
+
+def ask(port: int, times: int, key: str) -> None:
     """Ask one after the other on one connection, and read each answer whole."""
     request = (
         f"GET /empty HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: measure\r\n"
-        f"Accept: */*\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+        f"Accept: */*\r\nAuthorization: Bearer {key}\r\n\r\n"
     ).encode()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         for _ in range(times):
@@ -105,8 +119,9 @@ def ask(port: int, times: int) -> None:
 
 
 def cpu_us(pid: int) -> float:
-    """Return the microseconds that a process has been on a CPU."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
+    """Return the microseconds that the threads of a process have been on a CPU."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -120,16 +135,26 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and keep."""
-    servers = {"alone": start(alone), "edge": start(behind_the_edge)}
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/nestor.db"
+        measure(asyncio.run(make_key(url)), url)
+
+
+def measure(key: str, url: str) -> None:
+    """Ask both in turn, print, and keep."""
+    servers = {
+        "alone": start(alone),
+        "edge": start(lambda sock: behind_the_edge(sock, url)),
+    }
     found: dict[str, list[float]] = {name: [] for name in servers}
     try:
         time.sleep(3)
         for _, port in servers.values():
-            ask(port, WARM_UP)
+            ask(port, WARM_UP, key)
         for number in range(ROUNDS):
             for name, (pid, port) in servers.items():
                 before = cpu_us(pid)
-                ask(port, REQUESTS)
+                ask(port, REQUESTS, key)
                 found[name].append((cpu_us(pid) - before) / REQUESTS)
             print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
     finally:

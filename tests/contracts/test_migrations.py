@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
 from nestor.backends.sql import migrate, schema
 from nestor.backends.sql.database import Database, async_url, sync_url
+from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.errors import Misconfigured, Unavailable
 
 
@@ -56,6 +59,35 @@ async def test_migrating_twice_changes_nothing(database_url: str) -> None:
     before = dump(database_url)
     await migrate.upgrade(database_url)
     assert dump(database_url) == before
+
+
+async def test_a_database_of_the_first_version_keeps_its_rows(
+    database_url: str,
+) -> None:
+    folder = Path(migrate.__file__).parent / "migrations"
+    scripts = ScriptDirectory(str(folder), version_locations=[str(folder)])
+    engine = create_engine(sync_url(database_url))
+    steps = EnvironmentContext(
+        Config(), scripts, fn=lambda rev, _: scripts._upgrade_revs("0001", rev)
+    )
+    with engine.begin() as connection, steps:
+        steps.configure(connection=connection)
+        steps.run_migrations()
+        connection.execute(
+            text(
+                "INSERT INTO api_key (id, name, secret_hash, scopes, created_at)"
+                " VALUES ('k', 'old', 'h', '[\"read\"]', '2026-01-02T03:04:05+00:00')"
+            )
+        )
+    engine.dispose()
+
+    await migrate.upgrade(database_url)
+
+    async with Database.open(database_url) as database:
+        kept = await SqlKeyStore(database).all()
+    assert [(key.id, key.scopes, key.last_used_at) for key in kept] == [
+        ("k", ["read"], None)
+    ]
 
 
 def test_a_database_that_is_up_to_date_is_opened_without_alembic(

@@ -21,8 +21,11 @@ from nestor.telemetry.logs import get_logger
 Dependencies = Callable[[], Awaitable[list[Dependency]]]
 Breakers = Callable[[], Mapping[str, str]]
 
-DEADLINE_S = 2.0
-"""How long the layer may take to tell of its dependencies before that is the news."""
+DEADLINE_S = 1.5
+"""How long the layer may take to tell of its dependencies before that is the news.
+
+Shorter than those who ask are ready to wait (``web.proxy`` 2 s), or they would not hear it.
+"""
 
 _log = get_logger("nestor.web")
 _OPEN = {"scope": None, "replies": {200: HealthReport, 503: HealthReport}}
