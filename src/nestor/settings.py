@@ -327,7 +327,8 @@ def _secrets_from_files() -> dict[str, str]:
         for given in {plain, variable} & os.environ.keys():
             # An empty one is a secret that did not arrive, not one nobody wanted.
             if not os.environ[given].strip():
-                raise Misconfigured(f"{given}: is given, but empty; fill or unset it")
+                message = "is given, but empty; unset it, or give it a value"
+                raise Misconfigured(f"{given}: {message}")
         if path := os.environ.get(variable):
             if plain in os.environ:
                 raise Misconfigured(f"{variable}: given twice, also without _FILE")

@@ -257,37 +257,6 @@ async def test_connections_are_few_and_closed_at_the_end(
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://:secret-canary@127.0.0.1",
-        "redis://",
-        "redis://:secret-canary@",
-        "redis://:secret-canary@127.0.0.1:port",
-        "redis://:secret-canary@127.0.0.1:0",
-        "redis://:secret-canary@127.0.0.1/first",
-        "redis://:secret-canary@127.0.0.1?socket_timeout=99",
-        "redis://:secret-canary@127.0.0.1?db=first",
-        "unix://",
-        "127.0.0.1:6379",
-        "",
-        "redis://[::1",
-    ],
-)
-def test_a_url_that_leads_nowhere_names_its_setting(url: str) -> None:
-    with pytest.raises(Misconfigured, match=r"^NESTOR_REDIS_URL: ") as caught:
-        RedisWindow(url, 3, 60, local=MovingWindow(3, 60))
-    assert "secret-canary" not in str(caught.value)
-    assert caught.value.__cause__ is None
-
-
-def test_a_url_that_leads_nowhere_stops_the_start(tmp_path: Path) -> None:
-    url = SecretStr("redis://:secret-canary@127.0.0.1/first")
-    with pytest.raises(Misconfigured, match=r"^NESTOR_REDIS_URL: the database"):
-        refuse_what_cannot_run(Settings(home=tmp_path / "home", redis_url=url))
-    assert not (tmp_path / "home").exists()
-
-
 @pytest.mark.parametrize("package", ["redis.asyncio", "limits"])
 def test_without_the_packages_the_start_says_how_to_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

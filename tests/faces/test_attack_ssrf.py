@@ -1,8 +1,11 @@
 """Nobody but the operator chooses where a provider's key and a prompt go."""
 
 import asyncio
+import shutil
 import socket
+import ssl
 import sys
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,22 +25,17 @@ from nestor.backends.openai.resolver import (
     PinningResolver,
     model_session,
 )
+from nestor.cli.doctor import examine
 from nestor.errors import Unavailable, UpstreamError
 from nestor.model.routing import Deployment, Side
+from nestor.settings import Settings
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 KEY = "sk-canary0123456789abcdef"
 METADATA = "169.254.169.254"
 PUBLIC = "93.184.216.34"
 NAME = "model.test"
-ELSEWHERE = "http://127.0.0.1:1/v1"
 CHAT = "/v1/chat/completions"
-STEERS = (
-    *("base_url", "api_base", "url", "api_key", "api_version", "deployment"),
-    *("custom_llm_provider", "extra_body", "extra_headers", "endpoint", "proxy"),
-    *("apiBase", "BASE_URL", "base-url", "baseURL", "kv_transfer_params"),
-    *("litellm_params", "default_headers", "azure_endpoint", "fallbacks"),
-)
 PRIVATE = (
     *("127.0.0.1", "10.0.0.5", "192.168.1.1", "100.64.0.1", "::1", "fd00::5"),
     *("::ffff:127.0.0.1", "64:ff9b::7f00:1"),
@@ -47,8 +45,6 @@ NO_SERVER = (
     *("::", "0.1.2.3", "224.0.0.1", "ff02::1", "255.255.255.255", "100.100.100.200"),
     *(f"::ffff:{METADATA}", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"),
 )
-
-# S1: a request says where it should go.
 
 
 @asynccontextmanager
@@ -66,102 +62,6 @@ async def stack(
     near: dict[str, Any] = {"local_base_url": local.base_url, "local_model": "near"}
     async with whole(home, **near, **far, **how) as running:
         yield running
-
-
-async def test_s1_a_chat_cannot_say_where_it_goes(tmp_path: Path) -> None:
-    async with ScriptedModel([Rule(reply="ok")]) as model, stack(tmp_path, model) as s:
-        for name in STEERS:
-            for value in (ELSEWHERE, {"base_url": ELSEWHERE}, None):
-                for stream in (False, True):
-                    body = {**ASK, "stream": stream, name: value}
-                    reply = await s.call("coordinator", "POST", CHAT, json=body)
-                    assert reply.status == 400, (name, reply.body)
-                    assert reply.json["errors"][0]["field"] == name
-
-    assert model.requests == []
-
-
-async def test_s1_a_chat_with_what_openai_knows_passes_untouched(
-    tmp_path: Path,
-) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-    text = {"type": "text", "text": "see http://127.0.0.1:1/ and url"}
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": [text, image]}],
-        "temperature": 0.5,
-        "seed": 7,
-        "user": "u",
-        "metadata": {"url": "http://x"},
-        "tools": [
-            {
-                "type": "function",
-                "function": {"name": "f", "parameters": {"properties": {"url": {}}}},
-            }
-        ],
-    }
-    async with ScriptedModel([Rule(reply="ok")]) as model, stack(tmp_path, model) as s:
-        reply = await s.call("coordinator", "POST", CHAT, json=body)
-
-    assert reply.status == 200, reply.body
-    assert model.chats[0].body == {**body, "model": "near"}
-
-
-async def test_s1_a_model_server_is_not_sent_to_fetch_for_a_caller(
-    tmp_path: Path,
-) -> None:
-    image, video = {"type": "image_url"}, {"type": "video_url"}
-    parts: tuple[tuple[dict[str, Any], str], ...] = (
-        ({**image, "image_url": {"url": f"http://{METADATA}/"}}, "image_url.url"),
-        ({**image, "image_url": f"http://{METADATA}/"}, "image_url"),
-        ({**image, "image_url": {"url": ["http://x"]}}, "image_url.url"),
-        ({**video, "video_url": {"url": "file:///etc/passwd"}}, "video_url.url"),
-    )
-    async with ScriptedModel([Rule(reply="ok")]) as model, stack(tmp_path, model) as s:
-        for part, field in parts:
-            body = {"messages": [{"role": "user", "content": [part]}]}
-            reply = await s.call("coordinator", "POST", CHAT, json=body)
-            assert reply.status == 400, reply.body
-            named = reply.json["errors"][0]["field"]
-            assert named == f"messages.0.content.0.{field}"
-
-    assert model.requests == []
-
-
-async def test_s1_neither_tools_nor_the_models_name_are_addresses(
-    tmp_path: Path,
-) -> None:
-    tool = {"type": "mcp", "server_url": ELSEWHERE}
-    async with ScriptedModel([Rule(reply="ok")]) as model, stack(tmp_path, model) as s:
-        tools = await s.call("coordinator", "POST", CHAT, json={**ASK, "tools": [tool]})
-        named = await s.call(
-            "coordinator", "POST", CHAT, json={**ASK, "model": ELSEWHERE}
-        )
-
-    assert tools.json["errors"][0]["field"] == "tools.0.server_url"
-    assert named.json["errors"][0]["field"] == "model"
-    assert (tools.status, named.status) == (400, 404)
-    assert model.requests == []
-
-
-async def test_s1_no_other_call_takes_an_address(tmp_path: Path) -> None:
-    calls: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("coordinator", "/route", {"query": "q"}),
-        ("aidb", "/documents", {"project": "p", "path": "a.md", "content": "x"}),
-        ("aidb", "/context", {"query": "q"}),
-        ("aidb", "/search", {"query": "q"}),
-    )
-    async with ScriptedModel([Rule(reply="ok")]) as model, stack(tmp_path, model) as s:
-        for layer, path, body in calls:
-            for name in STEERS:
-                reply = await s.call(
-                    layer, "POST", path, json={**body, name: ELSEWHERE}
-                )
-                assert reply.status == 400, (path, name, reply.body)
-                assert reply.json["errors"][0]["field"] == name
-        listed = await s.call("aidb", "GET", "/documents")
-
-    assert model.requests == []
-    assert listed.json["documents"] == []
 
 
 # S2: a provider that sends its caller elsewhere.
@@ -279,8 +179,17 @@ async def test_s3_of_a_mixed_answer_what_is_private_now_is_dropped() -> None:
         assert [one["host"] for one in found] == [PUBLIC]
 
 
+async def test_s3_one_public_address_makes_a_name_one_of_the_internet() -> None:
+    for mixed in (["8.8.8.8", "10.0.0.1"], ["127.0.0.1", "8.8.8.8", METADATA]):
+        pinned = PinningResolver(Names(0, mixed, ["127.0.0.1"]))
+        found = await pinned.resolve(NAME, 443)
+        assert [one["host"] for one in found] == ["8.8.8.8"]
+        with pytest.raises(AddressRefused, match="led to the internet before"):
+            await pinned.resolve(NAME, 443)
+
+
 async def test_s3_a_name_that_began_private_may_move() -> None:
-    answers = (["10.0.0.5"], ["127.0.0.1"], ["192.168.1.7", PUBLIC], ["10.0.0.6"])
+    answers = (["10.0.0.5"], ["127.0.0.1"], ["192.168.1.7", "10.0.0.7"], ["10.0.0.6"])
     resolver = PinningResolver(Names(0, *answers))
     for expected in answers:
         found = await resolver.resolve(NAME, 80)
@@ -398,3 +307,100 @@ async def test_s5_doctor_takes_the_key_nowhere_else(
 
     assert seen == [("model", KEY)], out.decode()
     assert KEY not in out.decode()
+
+
+async def test_s3_doctor_takes_the_key_to_the_address_that_it_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = socket.getaddrinfo, list[str]()
+    stolen: list[bytes] = []
+
+    def world(host: Any, port: Any, *rest: Any, **how: Any) -> Any:
+        """The name leads to the model once, and to a thief ever after."""
+        if host != NAME:
+            return real(host, port, *rest, **how)
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return real(address, port, *rest, **how)
+
+    async def steal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stolen.append(await reader.read(4096))
+        writer.close()
+
+    async with ScriptedModel(api_key=KEY) as model:
+        thief = await asyncio.start_server(steal, "127.0.0.2", model.port)
+        monkeypatch.setattr(socket, "getaddrinfo", world)
+        settings = Settings(
+            home=tmp_path / "home",
+            remote_base_url=f"http://{NAME}:{model.port}/v1",
+            remote_model="scripted",
+            remote_api_key=SecretStr(KEY),
+        )
+        found = await asyncio.to_thread(lambda: list(examine(settings)))
+        thief.close()
+        await thief.wait_closed()
+
+    (said,) = (one for one in found if one.what == "model remote")
+    assert said.state != "fail", said
+    assert asked == [NAME]
+    assert stolen == []
+    (request,) = model.requests
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["host"] == f"{NAME}:{model.port}"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+@pytest.mark.parametrize("name", [NAME, "other.test"])
+async def test_s3_doctor_asks_for_the_certificate_of_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    subject = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
+    new = ("-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "certificate")
+    made = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", *new, *subject), cwd=tmp_path, stderr=DEVNULL
+    )
+    assert await made.wait() == 0
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    heads: list[str] = []
+
+    async def answer(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        body = b'{"data": [{"id": "m"}]}'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        writer.write(body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **how: real(
+            "127.0.0.1" if host == NAME else host, *rest, **how
+        ),
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+    settings = Settings(
+        home=tmp_path / "home",
+        remote_base_url=f"https://{NAME}:{port}/v1",
+        remote_model="m",
+        remote_api_key=SecretStr(KEY),
+    )
+    found = await asyncio.to_thread(lambda: list(examine(settings)))
+    server.close()
+    await server.wait_closed()
+
+    (said,) = (one for one in found if one.what == "model remote")
+    if name == NAME:
+        assert said.state == "ok", said
+        assert heads[0].startswith("GET /v1/models HTTP/1.1\r\n")
+        assert f"Bearer {KEY}" in heads[0]
+    else:
+        assert said.state == "fail", said
+        assert "certificate" in said.detail
+        assert heads == []

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import BlockingConnectionPool
 from yarl import URL
 
 from nestor.errors import Misconfigured
@@ -69,12 +70,26 @@ def test_trusted_proxies_are_kept_in_their_usual_form() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://h", "h:6379", "redis://", "redis:///0", "redis://h:99999", "unix://"),
-        *("redis://h/ 0", "redis://[::1"),
+        *("http://:PASS@h", "h:6379", "redis://", "redis:///0", "redis://:PASS@"),
+        *("redis://h:99999", "redis://:PASS@h:0/0", "redis://:PASS@h:port", "unix://"),
+        *("redis://:PASS@h/x", "redis://h/1/2", "redis://h/ 0", "redis://[::1"),
+        *("redis://:PASS@h/0?db=x", "redis://h?db=-1", "REDIS://h", "redis:h", "127.1"),
+        *("unix://host/path", "unix:///", "redis://:a#PASS@h", "redis://h/0#PASS"),
+        *("rediss://:PASS@h?ssl_cert_reqs=none", "redis://h?ssl_ca_certs=/ca.pem"),
+        *(
+            "redis://:PASS@h?socket_timeout=99",
+            "unix:///s?password=PASS",
+            "redis://h?x",
+        ),
     ],
 )
 def test_a_redis_url_names_a_server(url: str) -> None:
-    assert refused(redis_url=url).startswith("NESTOR_REDIS_URL: ")
+    said = refused(redis_url=url.replace("PASS", PASSWORD))
+    assert said.startswith("NESTOR_REDIS_URL: ")
+    assert PASSWORD not in said
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says was held above
+        network.refuse_redis_url(url.replace("PASS", PASSWORD))
+    assert caught.value.__cause__ is None
 
 
 def test_redis_urls_that_work_are_taken_and_passwords_never_shown() -> None:
@@ -82,9 +97,12 @@ def test_redis_urls_that_work_are_taken_and_passwords_never_shown() -> None:
         "redis://h",
         f"rediss://u:{PASSWORD}@h:6380/1",
         "unix:///run/redis.sock",
+        f"unix://u:{PASSWORD}@/run/redis.sock?db=2",
+        "redis://[::1]:6379?db=3",
+        "rediss://h/0?ssl_ca_certs=/etc/ca.pem",
     ):
         taken(redis_url=url)
-    assert PASSWORD not in refused(redis_url=f"http://u:{PASSWORD}@h")
+        BlockingConnectionPool.from_url(url)  # the driver reads it too
 
 
 ODD_URLS = {

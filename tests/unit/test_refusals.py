@@ -159,6 +159,7 @@ def test_a7_a_secret_that_did_not_arrive_is_said(
     for variable in (name, f"{name}_FILE"):
         said = refused(**{variable: value})
         assert said.startswith(f"NESTOR_{variable}: is given, but empty")
+        assert "unset it, or give it a value" in said
     said = refused(**{f"{name}_FILE": secret_file(value)})
     assert said.startswith(f"NESTOR_{name}_FILE: ")
     assert "is empty" in said

@@ -1,17 +1,17 @@
 """``nestor doctor``: look at everything Nestor leans on, and say how to mend it."""
 
+import http.client
 import json
 import os
 import platform
 import shutil
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +31,14 @@ from nestor.cli.client import (
 from nestor.cli.inert import one_line
 from nestor.cli.render import Screen, print_json
 from nestor.errors import NestorError
-from nestor.model.network import fault_of
+from nestor.model.network import fault_of, is_public
 
 if TYPE_CHECKING:
     from nestor.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-_REDIRECTS = range(300, 400)
+_HTTP_OK, _REDIRECTS = 200, range(300, 400)
+_PATIENCE_S = 5
 _NEEDED_PYTHON = (3, 11)
 _NEEDED_GIT = (2, 30)
 _LITTLE_DISK_BYTES = 1024**3
@@ -48,16 +49,6 @@ _EPILOG = """Examples:
   nestor doctor
 
   nestor doctor --config --json"""
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key is for one origin alone, and no proxy of the environment sees it either."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Leave the redirect as the error it is for the stack."""
-
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,30 +310,24 @@ def _gguf(path: Path) -> Finding:
 
 
 def _endpoint(side: str, base_url: str, model: str | None, key: str | None) -> Finding:
-    what, remedy = (
-        f"model {side}",
-        f"start it, or correct NESTOR_{side.upper()}_BASE_URL",
-    )
-    request = urllib.request.Request(f"{base_url.rstrip('/')}/models")  # noqa: S310 - the settings let http and https through only
-    if key:
-        request.add_header("Authorization", f"Bearer {key}")
+    what = f"model {side}"
+    remedy = f"start it, or correct NESTOR_{side.upper()}_BASE_URL"
     try:
-        _refuse_where_it_leads(base_url)
-        with _DIRECT.open(request, timeout=5) as reply:
-            listed = json.loads(reply.read(4 * 1024 * 1024))
-        names = {str(row["id"]) for row in listed["data"]}
-    except urllib.error.HTTPError as error:
+        status, body = _list_of_models(base_url, key)
+    except (OSError, http.client.HTTPException) as error:
+        detail = f"{base_url}: {one_line(str(error) or type(error).__name__)}"
+        return Finding(what, FAIL, detail, remedy)
+    if status != _HTTP_OK:
         # No list of models is no fault: it answers, and not every server has one.
-        detail = f"{base_url} answered {error.code}"
-        if error.code in _REDIRECTS:
+        detail = f"{base_url} answered {status}"
+        if status in _REDIRECTS:
             detail += ": redirects are not followed"
             return Finding(what, FAIL, detail, remedy)
-        refused = error.code in {401, 403}
+        refused = status in {401, 403}
         fix = f"correct NESTOR_{side.upper()}_API_KEY" if refused else ""
         return Finding(what, FAIL if refused else WARN, detail, fix)
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        return Finding(what, FAIL, f"{base_url}: {one_line(reason)}", remedy)
+    try:
+        names = {str(row["id"]) for row in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
         return Finding(what, WARN, f"{base_url} answers, without a list of models")
     if model not in names:
@@ -352,12 +337,43 @@ def _endpoint(side: str, base_url: str, model: str | None, key: str | None) -> F
     return Finding(what, OK, f"{model} at {base_url}")
 
 
-def _refuse_where_it_leads(base_url: str) -> None:
-    """Raise ``OSError`` when the host's name leads where no model can be."""
-    parts = urlsplit(base_url)
-    for *_, address in socket.getaddrinfo(parts.hostname, parts.port):
-        if fault := fault_of(str(address[0])):
-            raise OSError(f"it leads to {address[0]}, which {fault}")
+def _list_of_models(base_url: str, key: str | None) -> tuple[int, bytes]:
+    """Ask the address that was looked up, and no other: no redirect, no proxy, no new look-up.
+
+    Raises ``OSError`` and ``http.client.HTTPException``.
+    """
+    parts = urlsplit(f"{base_url.rstrip('/')}/models")
+    host, safe = str(parts.hostname).removesuffix("."), parts.scheme == "https"
+    kind = http.client.HTTPSConnection if safe else http.client.HTTPConnection
+    connection = kind(host, parts.port)
+    try:
+        connection.sock = _connected(host, connection.port)
+        if safe:
+            tls = ssl.create_default_context()
+            connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        connection.request("GET", parts.path, headers=headers)
+        reply = connection.getresponse()
+        return reply.status, reply.read(4 * 1024 * 1024)
+    finally:
+        connection.close()
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    """Connect to where ``host`` leads. Raises ``OSError``, also where no model can be."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(address[0]) for *_, address in found]
+    for address in addresses:
+        if fault := fault_of(address):
+            raise OSError(f"it leads to {address}, which {fault}")
+    failure = OSError("its name leads nowhere")
+    # As the stack does: what is in the internet is not looked for in this network.
+    for address in [one for one in addresses if is_public(one)] or addresses:
+        try:
+            return socket.create_connection((address, port), _PATIENCE_S)
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 def _clock(home: Path) -> Finding:

@@ -1,5 +1,6 @@
 """The gateway's side of a chat completion: what is accepted, what is handed back."""
 
+import re
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -24,8 +25,36 @@ _STEERS = frozenset(
 )
 """Would let a caller choose where a provider's key goes. Addresses come from settings.
 
-Compared without ``_``, ``-`` and capitals, as ``apiBase`` and ``API-BASE`` mean the same.
+Compared as ``_plain`` writes them: ``apiBase``, ``API-BASE`` and ``api.base`` mean the same.
 """
+_EVERYDAY = frozenset(
+    {"deployment", "endpoint", "engine", "host", "organization", "url"}
+)
+"""Fine as labels of ``metadata``, whose texts no server acts on."""
+_LINK = re.compile(r".*ur[il]s?|href|links?")
+"""What holds nothing but an address."""
+_MEDIA = frozenset(
+    {
+        *("audio", "data", "document", "file", "filedata", "fileid", "image"),
+        *("inputaudio", "inputfile", "inputimage", "media", "source", "src", "video"),
+    }
+)
+"""Holds bytes or an id; some servers take an address there as well."""
+_ADDRESS = re.compile(r"\s*(?!data:)([A-Za-z][A-Za-z0-9+.-]*:|//)")
+_SCHEMAS = frozenset(
+    {
+        ("tools", "*", "function", "parameters"),
+        ("functions", "*", "parameters"),
+        ("response_format", "json_schema", "schema"),
+        ("response_format", "schema"),
+        ("json_schema",),
+        ("guided_json",),
+    }
+)
+"""JSON schemas: names in them are the caller's own. The last three are llama.cpp's and vLLM's."""
+_DEEPEST, _LONGEST_FIELD = 32, 200
+_MOST_PARTS = 20_000
+"""Objects and lists in one request: each takes microseconds of the loop that serves."""
 
 
 class ChatReply:
@@ -102,7 +131,7 @@ def check_chat(request: dict[str, Any]) -> None:
 
     Raises ``InvalidInput`` that names the field.
     """
-    _refuse_steering(request)
+    _refuse_pointers(request)
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidInput.at(
@@ -113,7 +142,6 @@ def check_chat(request: dict[str, Any]) -> None:
             raise InvalidInput.at(f"messages.{number}", "must be an object")
         if not isinstance(message.get("role"), str):
             raise InvalidInput.at(f"messages.{number}.role", "must be a text")
-        _refuse_links(message.get("content"), f"messages.{number}.content")
     for name, kind, says in (
         ("model", str, "must be a text"),
         ("stream", bool, "must be true or false"),
@@ -123,30 +151,63 @@ def check_chat(request: dict[str, Any]) -> None:
         value = request.get(name)
         if value is not None and not isinstance(value, kind):
             raise InvalidInput.at(name, says)
-    for number, tool in enumerate(request.get("tools") or []):
-        if isinstance(tool, dict):
-            _refuse_steering(tool, f"tools.{number}.")
 
 
-def _refuse_steering(given: dict[str, Any], where: str = "") -> None:
-    for name in sorted(given):
-        if name.replace("_", "").replace("-", "").lower() in _STEERS:
-            message = "not accepted: where models are is a setting of the server"
-            raise InvalidInput.at(where + name, message)
+def _refuse_pointers(request: dict[str, Any]) -> None:
+    """Refuse what says where to go, at any depth. Texts are not read: they may name anything."""
+    todo: list[tuple[tuple[str | int, ...], Any]] = [((), request)]
+    for path, value in todo:  # grows while it is read: the outer fields come first
+        if len(todo) > _MOST_PARTS:
+            raise InvalidInput.at(
+                "messages", f"more than {_MOST_PARTS} objects and lists"
+            )
+        if len(path) > _DEEPEST:
+            raise InvalidInput.at(_field(path), f"nested deeper than {_DEEPEST}")
+        named = isinstance(value, dict)
+        for name, inner in value.items() if named else enumerate(value):
+            here = (*path, name)
+            if named:
+                _refuse_pointer(here, inner)
+            if isinstance(inner, dict | list) and not _opaque(here, value):
+                todo.append((here, inner))
 
 
-def _refuse_links(content: Any, where: str) -> None:
-    """Refuse parts that a model's server would fetch for the caller, from inside its network."""
-    for number, part in enumerate(content if isinstance(content, list) else ()):
-        for name, value in part.items() if isinstance(part, dict) else ():
-            if not name.lower().endswith("url"):
-                continue
-            nested = isinstance(value, dict)
-            link = value.get("url") if nested else value
-            if link is None or (isinstance(link, str) and link.startswith("data:")):
-                continue
-            field = f"{where}.{number}.{name}" + (".url" if nested else "")
-            raise InvalidInput.at(field, "only data: URLs are accepted; send the bytes")
+def _refuse_pointer(path: tuple[str | int, ...], value: Any) -> None:
+    name = _plain(str(path[-1]))
+    label = path[0] == "metadata" and len(path) == 2 and isinstance(value, str)  # noqa: PLR2004 - metadata and a name in it
+    media = name == "url" and path[0] == "messages"
+    if name in _STEERS and not (media or (label and name in _EVERYDAY)):
+        message = "not accepted: where models are is a setting of the server"
+        raise InvalidInput.at(_field(path), message)
+    if label or value is None or isinstance(value, dict):
+        return  # what an object holds is looked at by itself
+    # A model's server would fetch it for the caller, from inside its network.
+    if _LINK.fullmatch(name):
+        refused = not (isinstance(value, str) and value.startswith("data:"))
+    else:
+        texts = value if isinstance(value, list) else [value]
+        refused = name in _MEDIA and any(
+            isinstance(text, str) and _ADDRESS.match(text) for text in texts
+        )
+    if refused:
+        message = "only data: URLs are accepted; send the bytes"
+        raise InvalidInput.at(_field(path), message)
+
+
+def _opaque(path: tuple[str | int, ...], parent: Any) -> bool:
+    """Tell what is not looked into: schemas, and citations that a model gave itself."""
+    shape = tuple("*" if isinstance(part, int) else part for part in path)
+    if shape == ("messages", "*", "annotations"):
+        return bool(parent.get("role") == "assistant")
+    return shape in _SCHEMAS
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    return _printable(".".join(map(str, path))[:_LONGEST_FIELD])
 
 
 def error_event(message: str) -> bytes:

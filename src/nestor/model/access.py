@@ -1,13 +1,18 @@
 """Who may do what: keys, their scopes, and sessions of the page."""
 
+import re
 from datetime import datetime
 
 import msgspec
 
 ADMIN = "admin"
 SERVICE = "service"
-"""One layer calling another: reads health and metrics, hands documents to AIDB."""
+"""One layer calling another: health, metrics, and the documents of AIDB."""
 SCOPES = frozenset({ADMIN, "submit", "approve", "model", "read", "metrics", SERVICE})
+SECRET_PREFIX = "nst_"  # noqa: S105 - what all secrets begin with is none
+"""Redaction knows a secret by it anywhere."""
+SECRET = re.compile(SECRET_PREFIX + "[A-Za-z0-9_-]{43}")
+"""Every secret that is made here: 32 random bytes in base64url. Nothing else is looked up."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ A URL is read once and strictly here, so that no two parsers can disagree on whe
 
 import ipaddress
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -32,7 +32,12 @@ _METADATA = frozenset(
     for text in ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254")
 )
 """Where clouds hand out credentials, beside the link-local 169.254.169.254."""
-_REDIS = {"redis", "rediss"}
+_REDIS = {
+    "redis": {"db"},
+    "rediss": {"db", "ssl_ca_certs"},
+    "unix": {"db"},
+}
+"""The options of each scheme. Those that weaken TLS or change how long to wait are none."""
 
 
 def bindable(host: str) -> str:
@@ -121,22 +126,47 @@ def trusted_proxy(entry: str) -> str:
 
 
 def refuse_redis_url(url: str) -> None:
-    """Hold ``redis://HOST``, ``rediss://HOST`` or ``unix:///PATH``; never quotes the password."""
+    """Hold ``redis(s)://HOST[:PORT][/DB]`` or ``unix:///PATH``; never quotes the password."""
     if any(c.isspace() or not c.isprintable() for c in url):
         raise ValueError("holds a space or a control character")
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise ValueError("names no socket; write unix:///PATH")
-        return
-    if parts.scheme not in _REDIS:
+    scheme = url.partition("://")[0]
+    if scheme not in _REDIS or "://" not in url:
         raise ValueError("must begin with redis://, rediss:// or unix://")
-    if not parts.hostname:
-        raise ValueError("names no host; write redis://HOST:PORT/DB")
     try:
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"the port must be 0 to {_LARGEST_PORT}") from error
+        parts = urlsplit(url)
+        port = parts.port
+        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        # Not chained: what stands in the port's place may be a password.
+        message = (
+            "cannot be read; write %XX for signs in a password, 1 to 65535 as port"
+        )
+        raise ValueError(message) from None
+    if port == 0:
+        raise ValueError(f"the port must be 1 to {_LARGEST_PORT}")
+    _refuse_redis_parts(scheme, parts, options)
+
+
+def _refuse_redis_parts(
+    scheme: str, parts: SplitResult, options: dict[str, list[str]]
+) -> None:
+    if parts.fragment:
+        raise ValueError("holds a fragment; write %23 for '#' in a password")
+    databases = options.get("db", [])
+    if scheme == "unix":
+        if parts.hostname or not parts.path.strip("/"):
+            raise ValueError("names no socket of this machine; write unix:///PATH")
+    elif not parts.hostname:
+        raise ValueError("names no host; write redis://HOST:PORT/DB")
+    else:
+        databases = [*databases, parts.path.strip("/") or "0"]
+    if options.keys() - _REDIS[scheme]:
+        known = ", ".join(sorted(_REDIS[scheme]))
+        raise ValueError(f"holds an option beside those of {scheme}://: {known}")
+    for database in databases:
+        if not (database.isascii() and database.isdecimal()):
+            message = "the database must be a number, as in redis://HOST:PORT/0"
+            raise ValueError(message)
 
 
 def password_in(url: str) -> str | None:

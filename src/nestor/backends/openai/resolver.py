@@ -25,8 +25,9 @@ class PinningResolver(AbstractResolver):
     """Looks names up with ``beneath`` and drops the addresses that must not be called.
 
     Link-local, metadata, unspecified and multicast addresses are dropped always. A name
-    that has once led to public addresses only keeps to the internet until the process
-    ends; private addresses are fine for a name that began with them.
+    with one public address is a name of the internet until the process ends: private ones
+    beside it are dropped too, as whoever answers for the name may have added them. They
+    are fine for a name that has led to nothing else.
     """
 
     def __init__(self, beneath: AbstractResolver | None = None) -> None:
@@ -45,17 +46,16 @@ class PinningResolver(AbstractResolver):
         if found and not usable:
             address, fault = next(iter(faults.items()))
             raise AddressRefused(f"{name} leads to {address}, which {fault}")
-        if name in self._public:
-            kept = [one for one in usable if is_public(one["host"])]
-            if usable and not kept:
-                raise AddressRefused(
-                    f"{name} led to the internet before and leads to"
-                    f" {usable[0]['host']} now, a private address: refused, as somebody"
-                    " may have changed its DNS; restart if it was you"
-                )
-            return kept
-        if usable and all(is_public(one["host"]) for one in found):
+        public = [one for one in usable if is_public(one["host"])]
+        if public:
             self._public.add(name)
+            return public
+        if usable and name in self._public:
+            raise AddressRefused(
+                f"{name} led to the internet before and leads to"
+                f" {usable[0]['host']} now, a private address: refused, as somebody"
+                " may have changed its DNS; restart if it was you"
+            )
         return usable
 
     async def close(self) -> None:

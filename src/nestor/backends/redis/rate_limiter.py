@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
@@ -25,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from nestor.errors import Misconfigured, Unavailable
+from nestor.errors import Unavailable
 from nestor.model.health import Dependency, HealthStatus
 from nestor.resilience.circuit_breaker import CircuitBreaker
 from nestor.resilience.rate_limit import MovingWindow
@@ -38,7 +37,6 @@ FAILURES, RECOVERY_S = 3, 2.0
 MAX_CONNECTIONS = 4
 """One serves thousands of requests a second; making one costs as much as 25 of them."""
 KEY_PREFIX = "nestor:rate"
-_OPTIONS = frozenset({"db", "ssl_ca_certs"})
 
 
 class RedisWindow:
@@ -56,10 +54,9 @@ class RedisWindow:
     ) -> None:
         """Connects later, when it is asked. ``local`` has the same limit and window.
 
-        ``name``: limiters of the same name share their counts. Raises ``Misconfigured``
-        for a URL that leads nowhere, without quoting it: it may hold a password.
+        ``url``: as ``model.network.refuse_redis_url`` lets it through. ``name``: limiters
+        of the same name share their counts.
         """
-        refuse_url(url)
         self._local = local
         self._window_s = window_s
         self._now = now
@@ -150,30 +147,6 @@ class RedisWindow:
 
     def _observe(self, failure: str | None) -> None:
         self._failure, self._observed_at = failure, self._now()
-
-
-def refuse_url(url: str) -> None:
-    """Raise ``Misconfigured`` for what is no address of a Redis; never quotes it."""
-    try:
-        parts = urlsplit(url)
-        well = parts.port != 0 and bool(
-            parts.path if parts.scheme == "unix" else parts.hostname
-        )
-        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
-    except ValueError:
-        well, options = False, {}
-    if not well or parts.scheme not in {"redis", "rediss", "unix"}:
-        raise _wrong("must be redis://HOST:PORT/DB, rediss://… or unix:///PATH")
-    database = parts.path.strip("/") if parts.scheme != "unix" else ""
-    if not (database or "0").isdecimal() or not options.get("db", ["0"])[0].isdecimal():
-        raise _wrong("the database must be a number, as in redis://HOST:PORT/0")
-    if unknown := sorted(set(options) - _OPTIONS):
-        known = ", ".join(sorted(_OPTIONS))
-        raise _wrong(f"unknown option {unknown[0]!r}; it may have: {known}")
-
-
-def _wrong(what: str) -> Misconfigured:
-    return Misconfigured(f"NESTOR_REDIS_URL: {what}")
 
 
 def _why(error: Exception) -> str:

@@ -14,26 +14,20 @@ from sqlalchemy import BindParameter, Row, bindparam, insert, or_, select, updat
 from sqlalchemy.exc import SQLAlchemyError
 
 from nestor.backends.sql.database import Database
+from nestor.backends.sql.lookups import Lookups
 from nestor.backends.sql.rows import encode, time_text
 from nestor.backends.sql.schema import api_key
-from nestor.errors import InvalidInput, NestorError, NotFound, Unavailable
-from nestor.model.access import SCOPES, ApiKey, Principal
+from nestor.errors import InvalidInput, NestorError, NotFound
+from nestor.model.access import SCOPES, SECRET, SECRET_PREFIX, ApiKey, Principal
 from nestor.model.ids import TASK_ID, new_id
 from nestor.telemetry.logs import get_logger
 
-PREFIX = "nst_"
 MAX_NAME_CHARS = 200
 CACHE_S = 2.0
 """A key revoked by another process is refused after at most this long."""
 NOTE_EVERY_S = 60.0
 """How often the last use of keys is written; ``kill -9`` loses what came after."""
-LOOKUPS = 2
-"""Secrets looked up at one time. Guessed ones must leave the database to real work."""
-LOOKUP_WAIT_S = 5.0
-"""Longest wait for a turn; who waits longer is told to come back."""
 
-_FORM = re.compile(PREFIX + "[A-Za-z0-9_-]{43}")
-"""What ``create`` makes: 32 bytes in base64url."""
 _HIDES = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -63,9 +57,7 @@ class SqlKeyStore:
         self._monotonic = monotonic
         self._known: dict[str, tuple[Principal, float]] = {}
         self._revocations = 0
-        # A flood of guesses fills its own lane, not that of keys which were good before.
-        self._guesses = asyncio.Semaphore(LOOKUPS)
-        self._renewals = asyncio.Semaphore(LOOKUPS)
+        self._lookups = Lookups("keys")
         self._note_every_s = note_every_s
         self._used: dict[str, datetime] = {}
         self._writer: asyncio.Task[None] | None = None
@@ -82,7 +74,7 @@ class SqlKeyStore:
         key = ApiKey(
             id=new_id(), name=name, scopes=_valid(scopes), created_at=self._now()
         )
-        secret = PREFIX + secrets.token_urlsafe(32)
+        secret = SECRET_PREFIX + secrets.token_urlsafe(32)
         async with self._database.write() as connection:
             await connection.execute(
                 insert(api_key).values(
@@ -100,7 +92,7 @@ class SqlKeyStore:
 
         What cannot be a key is answered without a lookup. Raises ``Unavailable``.
         """
-        if not _FORM.fullmatch(secret):
+        if not SECRET.fullmatch(secret):
             return None
         digest = hash_of(secret)
         principal = self._cached(digest) or await self._looked_up(digest)
@@ -113,18 +105,9 @@ class SqlKeyStore:
         return known[0] if known and self._monotonic() < known[1] else None
 
     async def _looked_up(self, digest: str) -> Principal | None:
-        lane = self._renewals if digest in self._known else self._guesses
-        try:
-            async with asyncio.timeout(LOOKUP_WAIT_S):
-                await lane.acquire()
-        except TimeoutError:
-            message = "too many unknown keys are being looked up; try again"
-            raise Unavailable(message) from None
-        try:
+        async with self._lookups.turn(known=digest in self._known):
             # Of many requests with one key the first has looked.
             return self._cached(digest) or await self._read(digest)
-        finally:
-            lane.release()
 
     async def _read(self, digest: str) -> Principal | None:
         revocations, until = self._revocations, self._monotonic() + CACHE_S

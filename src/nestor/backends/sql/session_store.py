@@ -1,31 +1,25 @@
 """Sessions of the page in SQL: only hashes of their secrets are stored."""
 
-import asyncio
-import re
+import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Row, Select, delete, insert, select
 
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.key_store import PREFIX, hash_of
+from nestor.backends.sql.lookups import Lookups
 from nestor.backends.sql.rows import time_text
 from nestor.backends.sql.schema import page_link, page_session
-from nestor.errors import Unauthorized, Unavailable
-from nestor.model.access import PageLink, PageSession
+from nestor.errors import Unauthorized
+from nestor.model.access import SECRET, SECRET_PREFIX, PageLink, PageSession
 from nestor.model.ids import new_id
 
 LINK_LIFE = timedelta(minutes=5)
 SESSION_LIFE = timedelta(hours=8)
-LOOKUPS = 2
-"""Secrets looked up at one time. Guessed ones must leave the database to real work."""
-LOOKUP_WAIT_S = 5.0
-"""Longest wait for a turn; who waits longer is told to come back."""
 
-_FORM = re.compile(PREFIX + "[A-Za-z0-9_-]{43}")
-"""32 random bytes in base64url. The prefix lets redaction know a secret anywhere."""
-_MAX_SEEN = 1024
+_MAX_KNOWN = 1024
 _REFUSED = (
     "this link is not known, was used, or is older than five minutes; make a new one in"
     " a terminal: nestor page"
@@ -43,14 +37,19 @@ class SqlSessionStore:
         self,
         database: Database,
         *,
+        made_under: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """``made_under``: a digest of the admin key. Under another key all are nobody's.
+
+        It goes into every stored hash and is not stored itself: who reads the database
+        cannot try admin keys against it.
+        """
         self._database = database
+        self._made_under = made_under.encode()
         self._now = now
-        # A flood of guesses fills its own lane, not that of sessions seen before.
-        self._guesses = asyncio.Semaphore(LOOKUPS)
-        self._renewals = asyncio.Semaphore(LOOKUPS)
-        self._seen: set[str] = set()
+        self._lookups = Lookups("sessions")
+        self._known: set[str] = set()
 
     async def make_link(self) -> PageLink:
         """Make a link that signs one browser in, once, within five minutes."""
@@ -63,15 +62,23 @@ class SqlSessionStore:
                 )
             await connection.execute(
                 insert(page_link).values(
-                    token_hash=hash_of(link.token),
+                    token_hash=self._hash(link.token),
                     expires_at=time_text(link.expires_at),
                 )
             )
+        # Its turn comes before guesses, however many there are.
+        self._remember(self._hash(link.token))
         return link
 
     async def redeem(self, token: str) -> tuple[PageSession, str]:
         """Turn a token into a session; see ``SessionStore.redeem``."""
-        if not _FORM.fullmatch(token):
+        if not SECRET.fullmatch(token):
+            raise Unauthorized(_REFUSED)
+        digest = self._hash(token)
+        # Guesses end here: writers wait for each other.
+        found = select(page_link.c.token_hash).where(page_link.c.token_hash == digest)
+        if await self._looked_up(digest, found) is None:
+            self._known.discard(digest)
             raise Unauthorized(_REFUSED)
         now, secret = self._now(), _secret()
         session = PageSession(
@@ -80,7 +87,7 @@ class SqlSessionStore:
         async with self._database.write() as connection:
             used = await connection.execute(
                 delete(page_link).where(
-                    page_link.c.token_hash == hash_of(token),
+                    page_link.c.token_hash == digest,
                     page_link.c.expires_at > time_text(now),
                 )
             )
@@ -89,11 +96,13 @@ class SqlSessionStore:
             await connection.execute(
                 insert(page_session).values(
                     id=session.id,
-                    secret_hash=hash_of(secret),
+                    secret_hash=self._hash(secret),
                     created_at=time_text(session.created_at),
                     expires_at=time_text(session.expires_at),
                 )
             )
+        self._known.discard(digest)
+        self._remember(self._hash(secret))
         return session, secret
 
     async def check(self, secret: str) -> PageSession | None:
@@ -101,39 +110,40 @@ class SqlSessionStore:
 
         What cannot be a secret is answered without a lookup. Raises ``Unavailable``.
         """
-        if not _FORM.fullmatch(secret):
+        if not SECRET.fullmatch(secret):
             return None
-        digest = hash_of(secret)
-        row = await self._looked_up(digest)
+        digest = self._hash(secret)
+        found = select(page_session).where(
+            page_session.c.secret_hash == digest,
+            page_session.c.expires_at > time_text(self._now()),
+        )
+        row = await self._looked_up(digest, found)
         if row is None:
-            self._seen.discard(digest)
+            self._known.discard(digest)
             return None
-        if len(self._seen) >= _MAX_SEEN:
-            self._seen.clear()
-        self._seen.add(digest)
+        self._remember(digest)
         return PageSession(
             id=row.id,
             created_at=datetime.fromisoformat(row.created_at),
             expires_at=datetime.fromisoformat(row.expires_at),
         )
 
-    async def _looked_up(self, digest: str) -> Row[tuple[str, ...]] | None:
-        lane = self._renewals if digest in self._seen else self._guesses
-        try:
-            async with asyncio.timeout(LOOKUP_WAIT_S):
-                await lane.acquire()
-        except TimeoutError:
-            message = "too many unknown sessions are being looked up; try again"
-            raise Unavailable(message) from None
-        try:
-            query = select(page_session).where(
-                page_session.c.secret_hash == digest,
-                page_session.c.expires_at > time_text(self._now()),
-            )
-            async with self._database.read() as connection:
-                return (await connection.execute(query)).first()
-        finally:
-            lane.release()
+    async def _looked_up(self, digest: str, query: Select[Any]) -> Row[Any] | None:
+        async with (
+            self._lookups.turn(known=digest in self._known),
+            self._database.read() as connection,
+        ):
+            row: Row[Any] | None = (await connection.execute(query)).first()
+            return row
+
+    def _remember(self, digest: str) -> None:
+        """Know a good secret by its hash; no guess adds to these."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known.add(digest)
+
+    def _hash(self, secret: str) -> str:
+        return hmac.digest(self._made_under, secret.encode(), "sha256").hex()
 
     async def end(self, session_id: str) -> None:
         """The session is refused from now on; nothing happens when there is none."""
@@ -142,6 +152,12 @@ class SqlSessionStore:
                 delete(page_session).where(page_session.c.id == session_id)
             )
 
+    async def end_all(self) -> None:
+        """Every session, and every link that was not used, is refused from now on."""
+        async with self._database.write() as connection:
+            for table in (page_link, page_session):
+                await connection.execute(delete(table))
+
 
 def _secret() -> str:
-    return PREFIX + secrets.token_urlsafe(32)
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
