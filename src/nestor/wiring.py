@@ -28,7 +28,7 @@ from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
 from nestor.backends.sandbox.unisolated import NoSandbox
 from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.key_store import SqlKeyStore
+from nestor.backends.sql.key_store import SqlKeyStore, hash_of
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.backends.sql.session_store import SqlSessionStore
 from nestor.backends.sql.task_store import SqlTaskStore
@@ -185,7 +185,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             api_key=api_key,
             service_key=service_key,
             keys=keys,
-            sessions=SqlSessionStore(database),
+            sessions=SqlSessionStore(database, made_under=hash_of(api_key)),
             proxy_limiter=limiter,
             aidb=aidb,
             coordinator=coordinator,

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nestor.backends.sql import key_store
+from nestor.backends.sql import lookups
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.key_store import CACHE_S, LOOKUPS, NOTE_EVERY_S, SqlKeyStore
+from nestor.backends.sql.key_store import CACHE_S, NOTE_EVERY_S, SqlKeyStore
+from nestor.backends.sql.lookups import LOOKUPS
 from nestor.errors import InvalidInput, NotFound, Unavailable
 
 
@@ -260,7 +261,7 @@ async def test_a3_guesses_neither_crowd_the_database_nor_push_out_what_is_known(
 async def test_a3_a_flood_of_guesses_does_not_hold_up_a_key_that_was_good_before(
     counted: Counted, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_store, "LOOKUP_WAIT_S", 0.5)
+    monkeypatch.setattr(lookups, "LOOKUP_WAIT_S", 0.5)
     store = SqlKeyStore(counted, monotonic=clock)
     _, secret = await store.create("ci", ["read"])
     assert await store.check(secret)

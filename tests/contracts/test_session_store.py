@@ -1,12 +1,14 @@
 """What ``ports.session_store.SessionStore`` promises, on real SQLite."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
+from nestor.backends.sql import lookups
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.schema import page_link, page_session
 from nestor.backends.sql.session_store import (
@@ -14,9 +16,11 @@ from nestor.backends.sql.session_store import (
     SESSION_LIFE,
     SqlSessionStore,
 )
-from nestor.errors import Unauthorized
+from nestor.errors import Unauthorized, Unavailable
 from nestor.model.access import ADMIN
 from nestor.telemetry.redact import REDACTED, redact
+
+KEY = "digest-of-the-admin-key"
 
 
 class Clock:
@@ -33,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(database: Database, clock: Clock) -> SqlSessionStore:
-    return SqlSessionStore(database, now=clock)
+    return SqlSessionStore(database, made_under=KEY, now=clock)
 
 
 async def rows(database: Database) -> tuple[int, int]:
@@ -73,11 +77,14 @@ async def test_a_link_works_once_and_the_session_it_made_stays(
 async def test_of_many_who_redeem_one_link_at_once_one_succeeds(
     store: SqlSessionStore, database: Database
 ) -> None:
-    other = SqlSessionStore(database)  # as another process has it
+    other = SqlSessionStore(database, made_under=KEY)  # as another process has it
     for _ in range(5):
         link = await other.make_link()
         done = await asyncio.gather(
-            *[one.redeem(link.token) for one in (SqlSessionStore(database), other) * 8],
+            *[
+                one.redeem(link.token)
+                for one in (SqlSessionStore(database, made_under=KEY), other) * 8
+            ],
             return_exceptions=True,
         )
         won = [one for one in done if isinstance(one, tuple)]
@@ -120,11 +127,37 @@ async def test_a_session_that_was_ended_is_refused_at_once_and_others_stay(
     mine, secret = await store.redeem((await store.make_link()).token)
     _, other = await store.redeem((await store.make_link()).token)
     assert await store.check(secret)
-    await SqlSessionStore(database).end(mine.id)  # another process
+    await SqlSessionStore(database, made_under=KEY).end(mine.id)  # another process
     assert await store.check(secret) is None
     assert await store.check(other)
     await store.end(mine.id)
     await store.end("nobody")
+
+
+async def test_all_that_were_ended_are_refused_at_once_and_so_are_open_links(
+    store: SqlSessionStore, database: Database
+) -> None:
+    secrets = [(await store.redeem((await store.make_link()).token))[1] for _ in "ab"]
+    link = await store.make_link()
+    assert all([await store.check(secret) for secret in secrets])
+    await SqlSessionStore(database, made_under=KEY).end_all()  # another process
+    assert [await store.check(secret) for secret in secrets] == [None, None]
+    with pytest.raises(Unauthorized):
+        await store.redeem(link.token)
+    assert await rows(database) == (0, 0)
+
+
+async def test_what_was_made_under_another_admin_key_is_nobodys(
+    store: SqlSessionStore, database: Database, clock: Clock
+) -> None:
+    _, secret = await store.redeem((await store.make_link()).token)
+    link = await store.make_link()
+    other = SqlSessionStore(database, made_under=KEY + "2", now=clock)
+    assert await other.check(secret) is None
+    with pytest.raises(Unauthorized):
+        await other.redeem(link.token)
+    assert await store.check(secret)
+    await store.redeem(link.token)
 
 
 async def test_what_is_too_old_is_removed_when_links_are_made(
@@ -175,6 +208,14 @@ async def test_an_overlong_secret_is_refused(store: SqlSessionStore) -> None:
     assert await store.check(secret + "\n") is None
 
 
+async def test_the_digest_of_the_admin_key_is_not_stored(
+    store: SqlSessionStore, database: Database
+) -> None:
+    await store.redeem((await store.make_link()).token)
+    folder = Path(database.url.removeprefix("sqlite:///")).parent
+    assert all(KEY.encode() not in one.read_bytes() for one in folder.iterdir())
+
+
 async def test_neither_token_nor_secret_is_in_the_files(
     store: SqlSessionStore, database: Database
 ) -> None:
@@ -207,3 +248,26 @@ async def test_a_flood_of_guesses_leaves_sessions_that_are_known_their_turn(
     assert await store.check(secret)
     assert sum(guess.done() for guess in guesses) < 150
     assert set(await asyncio.gather(*guesses)) == {None}
+
+
+async def test_a_flood_of_guesses_leaves_a_right_link_and_its_session_their_turn(
+    store: SqlSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookups, "LOOKUP_WAIT_S", 0.5)
+    link = await store.make_link()
+    # As slow as can be: every turn of the guesses is taken, and none is given back.
+    async with AsyncExitStack() as held:
+        for _ in range(lookups.LOOKUPS):
+            await held.enter_async_context(store._lookups.turn(known=False))
+        with pytest.raises(Unavailable):
+            await store.redeem("nst_" + "x" * 43)
+        _, secret = await store.redeem(link.token)
+        assert await store.check(secret)
+
+
+async def test_a_guessed_link_does_not_wait_for_writers(
+    store: SqlSessionStore, database: Database
+) -> None:
+    async with database.write():
+        with pytest.raises(Unauthorized):
+            await asyncio.wait_for(store.redeem("nst_" + "x" * 43), 10)

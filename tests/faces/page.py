@@ -13,6 +13,7 @@ from nestor.model.health import Dependency
 from nestor.resilience.rate_limit import MovingWindow
 from nestor.web import dashboard, session
 from nestor.web.app import LayerApp, create_app
+from nestor.web.client_address import ClientAddresses
 
 
 async def _nothing() -> list[Dependency]:
@@ -46,9 +47,11 @@ class Minutes:
         return self.seconds
 
 
-def dashboard_of(nestor: SmallNestor, clock: Minutes) -> LayerApp:
+def dashboard_of(
+    nestor: SmallNestor, clock: Minutes, clients: ClientAddresses | None = None
+) -> LayerApp:
     window = MovingWindow(session.ATTEMPTS, session.ATTEMPTS_WINDOW_S, clock=clock)
-    handlers = [*dashboard.handlers(window), mine, *CHANGES]
+    handlers = [*dashboard.handlers(window, clients), mine, *CHANGES]
     return create_app("dashboard", nestor, handlers, dependencies=_nothing)
 
 

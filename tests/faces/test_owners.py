@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from litestar.routes import HTTPRoute
-from tests.faces.whole import Whole, whole
+from tests.faces.whole import ADMIN_KEY, Whole, whole
 
 from nestor.model.access import ADMIN, PageSession
 from nestor.model.task import TaskStatus
@@ -90,7 +90,7 @@ async def test_lists_need_a_key_that_reads(face: Whole) -> None:
 
 
 @pytest.mark.parametrize("scope", ["read", "approve"])
-async def test_who_reads_or_approves_sees_every_task_and_ends_none(
+async def test_who_reads_or_approves_sees_a_task_that_asks_and_ends_none(
     face: Whole, scope: str
 ) -> None:
     await submitted(face, await face.key("submit"), "theirs")
@@ -102,6 +102,37 @@ async def test_who_reads_or_approves_sees_every_task_and_ends_none(
         done = await face.call("ralph", "POST", "/tasks/theirs/cancel", key=caller)
         assert done.status == 403
     assert not (await face.nestor.ralph.get("theirs")).cancel_requested
+
+
+async def test_who_approves_sees_what_was_answered_and_no_task_that_never_asked(
+    face: Whole,
+) -> None:
+    approver = await face.key("approve")
+    await submitted(face, await face.key("submit"), "asks")
+    for number, key in enumerate([ADMIN_KEY, await face.key("submit")]):
+        body = {"task": "x", "task_id": f"plain{number}"}
+        done = await face.call("ralph", "POST", "/submit", key=key, json=body)
+        assert done.json["status"] == "queued", done.body
+        name = body["task_id"]
+        for tail in ALONE:
+            reply = await face.call(
+                "ralph", "GET", f"/tasks/{name}{tail}", key=approver
+            )
+            assert reply.status == 404, tail
+        reply = await face.call(
+            "ralph",
+            "POST",
+            f"/tasks/{name}/approve",
+            key=approver,
+            json={"approved": True},
+        )
+        assert reply.status == 404
+    reply = await face.call(
+        "ralph", "POST", "/tasks/asks/approve", key=approver, json={"approved": False}
+    )
+    assert reply.status in {200, 202}, reply.body
+    told = await face.call("ralph", "GET", "/tasks/asks", key=approver)
+    assert (told.status, told.json["status"]) == (200, "rejected")
 
 
 @pytest.mark.parametrize("scope", ["model", "metrics", "service"])

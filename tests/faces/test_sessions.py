@@ -1,6 +1,10 @@
 """Sessions of the page over real HTTP: what their cookies open, and what they do not."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from pydantic import SecretStr
 from tests.faces.page import CHANGING, Browser, link
 from tests.faces.shell import (
     ADMIN_KEY,
@@ -8,8 +12,12 @@ from tests.faces.shell import (
     served,
     status_of,
 )
+from tests.system.workbench import NOBODY
 
+from nestor.errors import Unauthorized
+from nestor.settings import Settings
 from nestor.web.auth import is_page_host, page_hosts
+from nestor.wiring import running
 
 # What a session opens.
 
@@ -151,9 +159,36 @@ async def test_signing_out_holds_at_once_and_clears_the_cookie(
     assert (await other.call("GET", "/mine")).status == 200
 
 
+async def test_sessions_and_links_end_when_the_stack_gets_another_admin_key(
+    tmp_path: Path,
+) -> None:
+    async def started(
+        key: str, secret: str | None, token: str | None
+    ) -> tuple[str, str]:
+        settings = Settings(home=tmp_path / "home", api_key=SecretStr(key))
+        async with running(settings, coordinator_url=NOBODY) as nestor:
+            sessions = nestor.sessions
+            if secret and token:
+                same = key == ADMIN_KEY
+                assert (await sessions.check(secret) is not None) == same
+                if not same:
+                    with pytest.raises(Unauthorized):
+                        await sessions.redeem(token)
+            made = await sessions.redeem((await sessions.make_link()).token)
+            return made[1], (await sessions.make_link()).token
+
+    secret, token = await started(ADMIN_KEY, None, None)
+    await started("another-admin-secret-0123456789", secret, token)
+    await started(ADMIN_KEY, secret, token)
+
+
 def test_names_that_other_programs_use_are_no_names_of_the_page() -> None:
-    names = page_hosts(["localhost", "127.0.0.1:8888", "[::1]", "Nestor.Example:443"])
-    assert names == {"nestor.localhost", "nestor.example:443"}
+    allowed = ["localhost", "localhost.", "127.0.0.1:8888", "127.9.9.9", "[::1]"]
+    settings = SimpleNamespace(
+        host="10.0.0.5", allowed_hosts=[*allowed, "10.0.0.5", "Nestor.Example:443"]
+    )
+    names = page_hosts(settings)
+    assert names == ("nestor.localhost", "nestor.example:443")
     assert is_page_host([b"NESTOR.localhost:9"], names)
     assert is_page_host([b"nestor.example:443"], names)
     for other in (b"nestor.example", b"nestor.example:80", b"x.nestor.localhost", b""):

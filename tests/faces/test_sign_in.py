@@ -3,9 +3,11 @@
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from tests.faces.fake_stack import Cli, FakeStack, Reply
 from tests.faces.page import Browser, Minutes, dashboard_of, link
 from tests.faces.shell import (
@@ -15,8 +17,10 @@ from tests.faces.shell import (
     status_of,
 )
 
+from nestor.settings import Settings
 from nestor.web import session
 from nestor.web.auth import csrf_token
+from nestor.web.client_address import ClientAddresses
 
 # Links.
 
@@ -53,6 +57,13 @@ async def test_links_are_made_with_the_admin_key_and_by_no_page_and_no_other_key
         ("0.0.0.0", [], "http://nestor.localhost:8888/"),
         ("0.0.0.0", ["nestor.example"], "http://nestor.example:8888/"),
         ("10.0.0.7", ["nestor.example:80", "b"], "http://nestor.example:80/"),
+        # As the settings leave them: HOST was added, and nobody chose it for the page.
+        ("10.0.0.7", ["nestor.example", "10.0.0.7"], "http://nestor.example:8888/"),
+        ("10.0.0.7", ["10.0.0.7", "nestor.example"], "http://nestor.example:8888/"),
+        ("10.0.0.7", ["10.0.0.7:8888"], "http://10.0.0.7:8888/"),
+        ("127.0.0.2", ["127.0.0.2"], "http://nestor.localhost:8888/"),
+        ("127.0.0.2", ["b", "127.0.0.2"], "http://nestor.localhost:8888/"),
+        ("10.0.0.7", ["10.0.0.7"], "http://nestor.localhost:8888/"),
     ],
 )
 def test_a_link_leads_where_a_browser_can_be_signed_in(
@@ -60,6 +71,27 @@ def test_a_link_leads_where_a_browser_can_be_signed_in(
 ) -> None:
     nestor.settings.host, nestor.settings.allowed_hosts = host, allowed
     assert session.link_url(nestor.settings, 8888, "T") == f"{url}#link=T"
+
+
+# Ending them all.
+
+
+async def test_the_admin_key_ends_every_session_and_open_links_and_no_page_does(
+    page: Served, browser: Browser
+) -> None:
+    other, token = Browser(page), await link(page)
+    await other.sign_in(await link(page))
+    asked = {"X-CSRF-Token": browser.csrf}
+    assert (await browser.call("DELETE", "/sessions", headers=asked)).status == 403
+    assert (await page.call("DELETE", "/sessions", key=None)).status == 401
+    _, reader = await page.nestor.keys.create("r", ["read"])
+    assert (await page.call("DELETE", "/sessions", key=reader)).status == 403
+    assert (await other.call("GET", "/mine")).status == 200
+    reply = await page.call("DELETE", "/sessions")
+    assert (reply.status, reply.body) == (204, b"")
+    for ended in (browser, other):
+        assert (await ended.call("GET", "/mine")).status == 401
+    assert (await Browser(page).sign_in(token)).status == 401
 
 
 # Signing in.
@@ -95,6 +127,25 @@ async def test_the_cookie_is_secure_when_the_page_came_by_https(
         assert reply.headers["Set-Cookie"].endswith("; Secure")
         mine = await browser.call("GET", "/mine", headers={"Host": "nestor.example"})
         assert mine.status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "10.0.0.5"])
+async def test_nobody_is_signed_in_under_an_address_that_nobody_chose_for_the_page(
+    tmp_path: Path, nestor: SmallNestor, clock: Minutes, host: str
+) -> None:
+    key = SecretStr("test-admin-secret-0123456789")
+    real = Settings(home=tmp_path, host=host, api_key=key)
+    assert host in real.allowed_hosts
+    nestor.settings.host, nestor.settings.allowed_hosts = host, real.allowed_hosts
+    async with serving(nestor, dashboard_of(nestor, clock)) as page:
+        browser = Browser(page)
+        await browser.sign_in(await link(page))
+        there = Browser(page, host)
+        reply = await there.sign_in(await link(page))
+        assert (reply.status, "ALLOWED_HOSTS" in reply.json["detail"]) == (421, True)
+        there.cookie = browser.cookie
+        assert (await there.call("GET", "/mine")).status == 401
+        assert (await browser.call("GET", "/mine")).status == 200
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "[::1]"])
@@ -194,27 +245,64 @@ async def test_the_body_of_a_sign_in_is_small_and_says_its_length(
         assert reply.status == 400, body
 
 
-async def test_guessing_links_is_bounded_over_all_callers_and_a_minute_later_it_works(
+def guess(number: int) -> str:
+    return f"nst_{number:043d}"
+
+
+async def test_guessing_links_is_bounded_and_a_minute_later_begins_anew(
     page: Served, clock: Minutes
 ) -> None:
-    token = await link(page)
-    told = [
-        (await Browser(page).sign_in(f"{n:043d}")).status
-        for n in range(session.ATTEMPTS)
-    ]
-    assert set(told) == {401}
-    late = await Browser(page).sign_in(token)
+    for number in range(session.ATTEMPTS):
+        assert (await Browser(page).sign_in(guess(number))).status == 401
+    late = await Browser(page).sign_in(guess(0))
     assert (late.status, late.headers["Retry-After"]) == (429, "60")
     clock.seconds = session.ATTEMPTS_WINDOW_S
+    assert (await Browser(page).sign_in(guess(0))).status == 401
+
+
+async def test_a_right_link_signs_in_whatever_others_at_its_address_tried(
+    page: Served,
+) -> None:
+    token = await link(page)
+    for number in range(session.ATTEMPTS):
+        await Browser(page).sign_in(guess(number))
+    assert (await Browser(page).sign_in(guess(0))).status == 429
     assert (await Browser(page).sign_in(token)).status == 201
+    # And once it was used it is as wrong as any.
+    assert (await Browser(page).sign_in(token)).status == 429
+
+
+async def test_what_cannot_be_a_link_is_401_and_does_not_count(page: Served) -> None:
+    for wrong in ("x", "", "nst_", "nst_" + "x" * 44, "y" * 47) * session.ATTEMPTS:
+        assert (await Browser(page).sign_in(wrong)).status == 401
+    assert (await Browser(page).sign_in(guess(0))).status == 401
+
+
+async def test_right_links_do_not_count(page: Served) -> None:
+    for _ in range(session.ATTEMPTS + 1):
+        assert (await Browser(page).sign_in(await link(page))).status == 201
+    assert (await Browser(page).sign_in(guess(0))).status == 401
+
+
+async def test_each_client_has_wrong_links_of_its_own(
+    nestor: SmallNestor, clock: Minutes
+) -> None:
+    clients = ClientAddresses(["127.0.0.1"])
+    async with serving(nestor, dashboard_of(nestor, clock, clients)) as page:
+        told = []
+        for client in ["192.0.2.1"] * (session.ATTEMPTS + 1) + ["192.0.2.2"]:
+            at = {"X-Forwarded-For": client}
+            told.append((await Browser(page).sign_in(guess(0), headers=at)).status)
+    assert told == [401] * session.ATTEMPTS + [429, 401]
 
 
 async def test_pages_of_others_cannot_use_up_the_attempts(page: Served) -> None:
     token = await link(page)
     for n in range(3 * session.ATTEMPTS):
         other = {"Origin": "http://evil.example"}
-        await Browser(page).sign_in(f"{n:043d}", headers=other)
-        await Browser(page, "localhost").sign_in(f"{n:043d}")
+        await Browser(page).sign_in(guess(n), headers=other)
+        await Browser(page, "localhost").sign_in(guess(n))
+    assert (await Browser(page).sign_in(guess(0))).status == 401
     assert (await Browser(page).sign_in(token)).status == 201
 
 
@@ -251,6 +339,18 @@ def test_the_command_prints_no_link_to_a_pipe_and_makes_none(
     assert cli("page", "--json").returncode == 2
 
 
-def test_the_help_of_the_command_ends_with_an_example(cli: Cli) -> None:
-    done = cli("page", "--help")
-    assert re.search(r"Example:(.|\n)*nestor page", done.stdout)
+def test_the_command_ends_every_session_and_needs_no_terminal(
+    stack: FakeStack, cli: Cli
+) -> None:
+    stack.says("DELETE", "/sessions", Reply(204, None))
+    done = cli("page", "--end")
+    assert (done.returncode, "signed out" in done.stdout) == (0, True), done.stderr
+    assert [(one["method"], one["path"]) for one in stack.asked] == [
+        ("DELETE", "/sessions")
+    ]
+    assert stack.asked[0]["key"]
+
+
+def test_the_help_of_the_command_ends_with_examples(cli: Cli) -> None:
+    shown = cli("page", "--help").stdout.partition("Examples:")[2].split("\n")
+    assert {"nestor page", "nestor page --end"} <= {line.strip() for line in shown}

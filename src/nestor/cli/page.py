@@ -2,6 +2,7 @@
 
 import sys
 from datetime import datetime
+from typing import Annotated
 
 import typer
 
@@ -10,9 +11,11 @@ from nestor.cli.inert import inert
 from nestor.cli.render import Screen
 from nestor.errors import InvalidInput
 
-_EPILOG = """Example:
+_EPILOG = """Examples:
 
   nestor page
+
+  nestor page --end
 
 Behind a reverse proxy, put the part from # on after the proxy's address."""
 
@@ -22,9 +25,20 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=_EPILOG)(page)
 
 
-def page() -> None:
+def page(
+    end: Annotated[
+        bool,
+        typer.Option(
+            "--end", help="Sign every browser out instead; unused links end as well."
+        ),
+    ] = False,
+) -> None:
     """Print a link that signs one browser in to the page, once, within five minutes."""
     screen = Screen()
+    if end:
+        Stack.find().call("dashboard", "DELETE", "/sessions")
+        screen.line("every browser is signed out, and links not yet used open nothing")
+        return
     if not screen.terminal:
         raise InvalidInput(
             "the link is printed to a terminal only, because it signs in whoever reads"

@@ -6,7 +6,10 @@ from nestor.model.access import PageLink, PageSession
 
 
 class SessionStore(Protocol):
-    """Makes links and sessions. Only hashes of their secrets are kept."""
+    """Makes links and sessions. Only hashes of their secrets are kept.
+
+    What was made while there was another admin key is nobody's.
+    """
 
     async def make_link(self) -> PageLink:
         """Make a link that signs one browser in, once, within ``expires_at``."""
@@ -26,4 +29,8 @@ class SessionStore(Protocol):
 
     async def end(self, session_id: str) -> None:
         """The session is refused from now on; nothing happens when there is none."""
+        ...
+
+    async def end_all(self) -> None:
+        """Every session, and every link that was not used, is refused from now on."""
         ...

@@ -50,12 +50,12 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
 def may_see(task: Task, reader: Principal) -> bool:
     """Tell whether a task is there for this key: its own, or all for some scopes.
 
-    Who approves must see what it is about, and what became of it.
+    Who approves must see what it is about, and what became of it: of tasks that ask.
     """
     return (
         task.submitted_by == reader.key_id
         or reader.may("read")
-        or reader.may("approve")
+        or (reader.may("approve") and bool(task.approvals))
     )
 
 

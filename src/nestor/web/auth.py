@@ -8,13 +8,14 @@ ignore ports, so under ``localhost`` any local page would be sent it.
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from nestor.errors import Forbidden, Unauthorized
 from nestor.model.access import ADMIN, SERVICE, PageSession, Principal
+from nestor.model.network import allowed_host, in_url, is_everywhere, is_loopback
 from nestor.ports.key_store import KeyStore
 from nestor.ports.session_store import SessionStore
 
@@ -25,8 +26,6 @@ TASK_KEY_PREFIX = "/v1/"
 COOKIE = b"nestor_session"
 PAGE_LAYER = "dashboard"
 PAGE_NAME = "nestor.localhost"
-_SHARED_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""Names that other programs of this machine use as well: never a session's."""
 _SESSION_SECRET = re.compile(rb"[A-Za-z0-9_-]{16,200}")
 _CSRF_LABEL = b"nestor csrf token"
 
@@ -61,7 +60,7 @@ class Authenticator:
         keys: KeyStore,
         sessions: SessionStore,
         opened: frozenset[Target],
-        page_hosts: frozenset[str] = frozenset(),
+        page_hosts: Collection[str] = (),
         serves: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
         """``opened`` is matched exactly: another spelling of an open path needs a key.
@@ -187,15 +186,26 @@ def csrf_token(secret: bytes) -> str:
     return hmac.digest(secret, _CSRF_LABEL, "sha256").hex()
 
 
-def page_hosts(allowed_hosts: Iterable[str]) -> frozenset[str]:
-    """Return the names at which a browser may be signed in."""
-    allowed = {host.lower() for host in allowed_hosts}
-    return frozenset(
-        {PAGE_NAME} | {h for h in allowed if _bare(h) not in _SHARED_NAMES}
+def page_hosts(settings: Any) -> tuple[str, ...]:
+    """Return the names at which a browser may be signed in, the page's own first.
+
+    Of ALLOWED_HOSTS those that somebody chose for the page: no name of loopback, which
+    other programs of this machine use as well, and not HOST, which the settings add.
+    """
+    added = settings.host
+    added = "" if is_everywhere(added) else allowed_host(in_url(added))
+    chosen = [host.lower() for host in settings.allowed_hosts]
+    return (
+        PAGE_NAME,
+        *(
+            host
+            for host in chosen
+            if host != added and not is_loopback(_bare(host).strip("[].").lower())
+        ),
     )
 
 
-def is_page_host(hosts: Iterable[bytes], names: frozenset[str]) -> bool:
+def is_page_host(hosts: Iterable[bytes], names: Collection[str]) -> bool:
     """Tell whether the one Host header names the page, with whatever port.
 
     Which ports may be named was decided by ``web.edge``.

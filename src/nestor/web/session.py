@@ -22,24 +22,24 @@ from nestor.errors import (
     TooLarge,
     Unauthorized,
 )
-from nestor.model.access import PageSession
+from nestor.model.access import SECRET, PageSession
+from nestor.model.network import is_loopback
 from nestor.ports.rate_limiter import RateLimiter
 from nestor.resilience.rate_limit import MovingWindow
 from nestor.web.auth import (
     COOKIE,
     PAGE_LAYER,
-    PAGE_NAME,
     PageCaller,
     csrf_token,
     is_page_host,
     page_hosts,
 )
+from nestor.web.client_address import ClientAddresses
 from nestor.web.errors import Refused
 
 MAX_SIGN_IN_BYTES = 1 << 10
 ATTEMPTS, ATTEMPTS_WINDOW_S = 10, 60.0
-"""Sign-ins tried, over all callers: the call is open, and nobody needs more."""
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Wrong links that one client is told of as such: the call is open."""
 
 
 class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,13 +67,11 @@ class SignedIn(msgspec.Struct, frozen=True, kw_only=True):
 def page_url(settings: Any, port: int) -> str:
     """Return the page's address, where a browser can be signed in.
 
-    On loopback the name that no other program of the machine uses; else the first of
-    ALLOWED_HOSTS, the only names under which anybody else can open the page.
+    On loopback the name that no other program of the machine uses; else the first that
+    was chosen in ALLOWED_HOSTS, the only names under which anybody else can open it.
     """
-    allowed = list(settings.allowed_hosts)
-    if settings.host in _LOOPBACK or not allowed:
-        return f"http://{PAGE_NAME}:{port}/"
-    host = allowed[0]
+    own, *chosen = page_hosts(settings)
+    host = own if is_loopback(settings.host) or not chosen else chosen[0]
     has_port = host.rpartition(":")[2].isdigit()
     return f"http://{host}/" if has_port else f"http://{host}:{port}/"
 
@@ -90,16 +88,29 @@ def link_url(settings: Any, port: int, token: str) -> str:
     return f"{page_url(settings, port)}#link={token}"
 
 
-def handlers(attempts: RateLimiter | None = None) -> list[HTTPRouteHandler]:
-    """Return the routes. ``attempts`` bounds how often signing in is tried."""
-    tries = attempts or MovingWindow(ATTEMPTS, ATTEMPTS_WINDOW_S)
+def handlers(
+    attempts: RateLimiter | None = None, clients: ClientAddresses | None = None
+) -> list[HTTPRouteHandler]:
+    """Return the routes. ``attempts`` bounds how often each client brings a wrong link."""
+    failures = attempts or MovingWindow(ATTEMPTS, ATTEMPTS_WINDOW_S)
+    known = clients or ClientAddresses()
 
-    async def bounded(
-        _: ASGIConnection[Any, Any, Any, Any], __: BaseRouteHandler
-    ) -> None:
-        wait_s = await tries.admit("")
-        if wait_s is not None:
-            raise RateLimited("too many sign-ins were tried", retry_after_s=wait_s)
+    async def redeem(
+        request: Request[Any, Any, Any], token: str
+    ) -> tuple[PageSession, str]:
+        """Count what was wrong, after it was: a right link works whatever others tried."""
+        try:
+            redeemed: tuple[PageSession, str]
+            redeemed = await request.app.state.nestor.sessions.redeem(token)
+        except Unauthorized:
+            if not SECRET.fullmatch(token):
+                raise
+            wait_s = await failures.admit(known.client_of(request.scope))
+            if wait_s is None:
+                raise
+            message = "too many wrong links were tried; a right one still works"
+            raise RateLimited(message, retry_after_s=wait_s) from None
+        return redeemed
 
     @post(
         "/session",
@@ -109,27 +120,27 @@ def handlers(attempts: RateLimiter | None = None) -> list[HTTPRouteHandler]:
             "replies": {201: SignedIn},
             "reply_headers": ["set-cookie"],
         },
-        guards=[_from_the_page, _small, bounded],
+        guards=[_from_the_page, _small],
     )
     async def sign_in(
         request: Request[Any, Any, Any], data: SignIn
     ) -> Response[SignedIn]:
         """Redeem a link: sets the session's cookie. Works once, from the page's own script."""
-        session, secret = await request.app.state.nestor.sessions.redeem(data.link)
+        session, secret = await redeem(request, data.link)
         body = _view(session, csrf_token(secret.encode()))
         seconds = round((session.expires_at - session.created_at).total_seconds())
         secure = request.headers["origin"].lower().startswith("https:")
         cookie = _cookie(secret, seconds, secure=secure)
         return Response(body, status_code=201, headers={"set-cookie": cookie})
 
-    return [make_link, sign_in, session, sign_out]
+    return [make_link, end_all, sign_in, session, sign_out]
 
 
 def _by_key_alone(
     connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
 ) -> None:
     if connection.scope.get("auth") is not None:
-        raise Forbidden("links are made with the admin key, in a terminal: nestor page")
+        raise Forbidden("this needs the admin key, in a terminal: nestor page")
 
 
 @post("/session/links", opt={"scope": "admin"}, guards=[_by_key_alone])
@@ -139,6 +150,17 @@ async def make_link(request: Request[Any, Any, Any]) -> SignInLink:
     link = await state.nestor.sessions.make_link()
     url = link_url(state.nestor.settings, page_port(request), link.token)
     return SignInLink(url=url, expires_at=link.expires_at)
+
+
+@delete(
+    "/sessions",
+    status_code=204,
+    opt={"scope": "admin", "replies": {204: None}},
+    guards=[_by_key_alone],
+)
+async def end_all(request: Request[Any, Any, Any]) -> None:
+    """End every session of the page, and links that were not used."""
+    await request.app.state.nestor.sessions.end_all()
 
 
 @get("/session", opt={"scope": "admin", "raises": (NotFound,)}, sync_to_thread=False)
@@ -191,11 +213,12 @@ def _from_the_page(
     """
     settings = connection.app.state.nestor.settings
     hosts = _values(connection, b"host")
-    if not is_page_host(hosts, page_hosts(settings.allowed_hosts)):
+    if not is_page_host(hosts, page_hosts(settings)):
         raise Refused(
             421,
             "nobody is signed in under this name, because programs on other ports of it"
-            f" would be sent the cookie; open {page_url(settings, page_port(connection))}",
+            f" would be sent the cookie; open {page_url(settings, page_port(connection))},"
+            " or list a name for the page alone in NESTOR_ALLOWED_HOSTS",
         )
     origins = [origin.lower() for origin in _values(connection, b"origin")]
     if origins not in (
