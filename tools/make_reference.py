@@ -34,7 +34,7 @@ with `field` and `message`, `trace_id`.
 The examples print the reply and end with an error when the call is refused.
 """
 EVERYWHERE = """\
-| `GET /metrics` | `metrics` | Prometheus metrics. |
+| `GET /metrics` | `metrics` or `service` | Prometheus metrics. |
 | `GET /schema/openapi.json` | `read` | This layer's calls, for programs. |
 | `GET /docs` | `read` | The same, for people. |
 """

@@ -91,7 +91,7 @@ class MemorySessions:
         self.checked = 0
 
     async def make_link(self) -> PageLink:
-        token = secrets.token_urlsafe(24)
+        token = "nst_" + secrets.token_urlsafe(32)
         self._links.add(token)
         return PageLink(
             token=token, expires_at=datetime.now(UTC) + timedelta(minutes=5)
@@ -117,6 +117,10 @@ class MemorySessions:
         for secret, session in list(self._sessions.items()):
             if session.id == session_id:
                 del self._sessions[secret]
+
+    async def end_all(self) -> None:
+        self._links.clear()
+        self._sessions.clear()
 
 
 @dataclass

@@ -275,3 +275,16 @@ def test_ids_stay_whole_and_lines_keep_their_indent_at_80_columns(
     told = [line for line in plain if "somebody said" in line]
     assert len(told) > 1
     assert all(line.startswith(("  somebody", "  said")) for line in told)
+
+
+def test_an_output_that_takes_no_more_is_one_line_and_no_trace() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nestor.cli", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == ["error: No space left on device"]

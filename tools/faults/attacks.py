@@ -314,8 +314,8 @@ FAULTS = (
         (
             (
                 "web/edge.py",
-                "            self._check_room()\n",
-                '            self._check_room()\n            given = dict(scope["headers"]).get(b"x-http-method-override")\n            scope["method"] = given.decode() if given else scope["method"]\n',
+                "            check_target(scope, self._refuse_target)\n",
+                '            check_target(scope, self._refuse_target)\n            given = dict(scope["headers"]).get(b"x-http-method-override")\n            scope["method"] = given.decode() if given else scope["method"]\n',
             ),
         ),
         ("tests/system/attacks/test_browser_rules.py", "-k", "b8"),
@@ -484,5 +484,82 @@ FAULTS = (
             ),
         ),
         ("tests/system/attacks/test_smuggling_property.py", "-k", "changed"),
+    ),
+    Fault(
+        "a3: guesses take the places of those who have a key",
+        (
+            (
+                "web/edge.py",
+                "            await self._authenticate(scope, exchange.sent)\n            self._find_room(scope, exchange)\n",
+                "            self._find_room(scope, exchange)\n            await self._authenticate(scope, exchange.sent)\n",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "a3_guesses"),
+    ),
+    Fault(
+        "l5: refused strangers that go on sending take places",
+        (
+            (
+                "web/edge.py",
+                "            await self._authenticate(scope, exchange.sent)\n            self._find_room(scope, exchange)\n",
+                "            self._find_room(scope, exchange)\n            await self._authenticate(scope, exchange.sent)\n",
+            ),
+            (
+                "web/edge.py",
+                "                self.leave_room()\n                await",
+                "                await",
+            ),
+            ("web/wire.py", "MAX_LINGERING = 256", "MAX_LINGERING = 1 << 20"),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "strangers"),
+    ),
+    Fault(
+        "l5: health is refused for room",
+        (
+            (
+                "web/edge.py",
+                '            if scope["raw_path"].startswith(_ALWAYS):',
+                "            if False:",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "health_is_told"),
+    ),
+    Fault(
+        "l5: any number of refused clients is heard out",
+        (
+            (
+                "web/wire.py",
+                "        if not self._room.enter():\n            return\n",
+                "        self._room.enter()\n",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "only_so_many"),
+    ),
+    Fault(
+        "l5: who was heard out keeps the place",
+        (("web/wire.py", "            self._room.leave()\n", "            pass\n"),),
+        ("tests/faces/test_edge_refusals.py", "-k", "only_so_many"),
+    ),
+    Fault(
+        "l5: a refusal from inside is lost",
+        (
+            (
+                "web/edge.py",
+                "                await self._lingering.linger(self._receive)\n",
+                "",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "from_inside"),
+    ),
+    Fault(
+        "a3: a key that is too long is met with silence",
+        (
+            (
+                "web/protocol.py",
+                "            self._write_problem(error)\n",
+                "            pass\n",
+            ),
+        ),
+        ("tests/system/attacks/test_auth.py", "-k", "a3"),
     ),
 )

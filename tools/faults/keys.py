@@ -12,19 +12,19 @@ S = "backends/sql/key_store.py"
 FAULTS = (
     Fault(
         "a3: the form of a key is not looked at",
-        ((S, "if not _FORM.fullmatch(secret):", "if not secret:"),),
+        ((S, "if not SECRET.fullmatch(secret):", "if not secret:"),),
         (K, "-k", "a3"),
     ),
     Fault(
         "a3: the form of a key is looked at to its end only",
-        ((S, "_FORM.fullmatch(secret)", "_FORM.match(secret)"),),
+        ((S, "SECRET.fullmatch(secret)", "SECRET.match(secret)"),),
         (K, "-k", "a3"),
     ),
     Fault(
         "a3: any number of guesses is looked up at once",
         (
             (
-                S,
+                "backends/sql/lookups.py",
                 "self._guesses = asyncio.Semaphore(LOOKUPS)",
                 "self._guesses = asyncio.Semaphore(9999)",
             ),
@@ -36,8 +36,8 @@ FAULTS = (
         (
             (
                 S,
-                "lane = self._renewals if digest in self._known else self._guesses",
-                "lane = self._guesses",
+                "self._lookups.turn(known=digest in self._known)",
+                "self._lookups.turn(known=False)",
             ),
         ),
         (K, "-k", "flood"),
@@ -185,6 +185,11 @@ FAULTS = (
             ),
         ),
         (OW, "-k", "a5"),
+    ),
+    Fault(
+        "who approves sees what never asked",
+        (("ralph/service.py", "and bool(task.approvals)", "and True"),),
+        (OW, "-k", "never_asked"),
     ),
     Fault(
         "a5: the task service does not ask who looks",

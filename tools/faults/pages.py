@@ -112,7 +112,7 @@ FAULTS = (
         (
             (
                 "web/session.py",
-                "    if not is_page_host(hosts, page_hosts(settings.allowed_hosts)):",
+                "    if not is_page_host(hosts, page_hosts(settings)):",
                 "    if False:",
             ),
         ),
@@ -120,8 +120,139 @@ FAULTS = (
     ),
     Fault(
         "links may be guessed without end",
-        (("web/session.py", "        if wait_s is not None:", "        if False:"),),
+        (("web/session.py", "            if wait_s is None:", "            if True:"),),
         ("tests/faces/test_sign_in.py", "-k", "guessing"),
+    ),
+    Fault(
+        "what others tried refuses a right link",
+        (
+            (
+                "web/session.py",
+                "            redeemed = await request.app",
+                '            if known.client_of(request.scope) in getattr(failures, "_own", {}):\n                raise Unauthorized("no")\n            redeemed = await request.app',
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "a_right_link"),
+    ),
+    Fault(
+        "what cannot be a link counts",
+        (
+            (
+                "web/session.py",
+                "            if not SECRET.fullmatch(token):",
+                "            if False:",
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "cannot_be_a_link"),
+    ),
+    Fault(
+        "all clients share the wrong links",
+        (
+            (
+                "web/session.py",
+                "failures.admit(known.client_of(request.scope))",
+                'failures.admit("")',
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "each_client"),
+    ),
+    Fault(
+        "a right link waits behind guesses",
+        (
+            (
+                "backends/sql/session_store.py",
+                "        self._remember(self._hash(link.token))\n",
+                "",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "right_link"),
+    ),
+    Fault(
+        "a new session waits behind guesses",
+        (
+            (
+                "backends/sql/session_store.py",
+                "        self._remember(self._hash(secret))\n",
+                "",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "right_link"),
+    ),
+    Fault(
+        "a guessed link waits for writers",
+        (
+            (
+                "backends/sql/session_store.py",
+                "        if await self._looked_up(digest, found) is None:",
+                "        if False:",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "for_writers"),
+    ),
+    Fault(
+        "sessions outlive the admin key",
+        (
+            (
+                "wiring.py",
+                "made_under=hash_of(api_key)",
+                'made_under=hash_of("")',
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "another_admin_key"),
+    ),
+    Fault(
+        "the key goes into no session's hash",
+        (
+            (
+                "backends/sql/session_store.py",
+                "hmac.digest(self._made_under, ",
+                'hmac.digest(b"", ',
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "another_admin_key"),
+    ),
+    Fault(
+        "links outlive the end of all",
+        (
+            (
+                "backends/sql/session_store.py",
+                "            for table in (page_link, page_session):\n                await connection.execute(delete(table))",
+                "            await connection.execute(delete(page_session))",
+            ),
+        ),
+        ("tests/contracts/test_session_store.py", "-k", "all_that_were_ended"),
+    ),
+    Fault(
+        "a page ends the sessions of others",
+        (
+            (
+                "web/session.py",
+                '    opt={"scope": "admin", "replies": {204: None}},\n    guards=[_by_key_alone],\n',
+                '    opt={"scope": "admin", "replies": {204: None}},\n',
+            ),
+        ),
+        ("tests/faces/test_sign_in.py", "-k", "ends_every_session_and_open"),
+    ),
+    Fault(
+        "nestor page --end makes a link",
+        (("cli/page.py", "    if end:\n", "    if False:\n"),),
+        ("tests/faces/test_sign_in.py", "-k", "needs_no_terminal"),
+    ),
+    Fault(
+        "HOST is a name of the page",
+        (("web/auth.py", "if host != added and not", "if not"),),
+        ("tests/faces/test_sign_in.py", "-k", "nobody_chose and 10.0"),
+    ),
+    Fault(
+        "names of loopback are names of the page",
+        (
+            (
+                "web/auth.py",
+                'if host != added and not is_loopback(_bare(host).strip("[].").lower())',
+                "if host != added",
+            ),
+        ),
+        ("tests/faces/test_sessions.py", "-k", "names_that_other"),
     ),
     Fault(
         "a page may make links",
@@ -171,8 +302,8 @@ FAULTS = (
         (
             (
                 "backends/sql/session_store.py",
-                "                page_session.c.expires_at > time_text(self._now()),",
-                '                page_session.c.expires_at > "",',
+                "            page_session.c.expires_at > time_text(self._now()),",
+                '            page_session.c.expires_at > "",',
             ),
         ),
         ("tests/contracts/test_session_store.py", "-k", "eight_hours"),
@@ -193,12 +324,12 @@ FAULTS = (
         (
             (
                 "backends/sql/session_store.py",
-                "secret_hash=hash_of(secret)",
+                "secret_hash=self._hash(secret)",
                 "secret_hash=secret",
             ),
             (
                 "backends/sql/session_store.py",
-                "digest = hash_of(secret)",
+                "digest = self._hash(secret)",
                 "digest = secret",
             ),
         ),
@@ -209,8 +340,8 @@ FAULTS = (
         (
             (
                 "backends/sql/session_store.py",
-                "lane = self._renewals if digest in self._seen else self._guesses",
-                "lane = self._guesses",
+                "self._lookups.turn(known=digest in self._known)",
+                "self._lookups.turn(known=False)",
             ),
         ),
         ("tests/contracts/test_session_store.py", "-k", "flood"),

@@ -361,12 +361,33 @@ FAULTS = (
         "the password of Redis is told",
         (
             (
-                "backends/redis/rate_limiter.py",
-                'raise _wrong("the database',
-                'raise _wrong(f"{url}: the database',
+                "model/network.py",
+                'message = "the database must',
+                'message = f"{parts.geturl()}: the database must',
             ),
         ),
-        ("tests/contracts/test_rate_limiter.py", "-k", "leads_nowhere"),
+        ("tests/unit/test_addresses.py", "-k", "redis_url_names"),
+    ),
+    Fault(
+        "TLS to Redis may be weakened",
+        (("model/network.py", "if options.keys() - _REDIS[scheme]:", "if False:"),),
+        ("tests/unit/test_addresses.py", "-k", "redis_url_names"),
+    ),
+    Fault(
+        "a socket of Redis may be on a host",
+        (
+            (
+                "model/network.py",
+                'if parts.hostname or not parts.path.strip("/"):',
+                'if not parts.path.strip("/"):',
+            ),
+        ),
+        ("tests/unit/test_addresses.py", "-k", "redis_url_names"),
+    ),
+    Fault(
+        "a part of the password is told as the cause",
+        (("model/network.py", "raise ValueError(message) from None", "raise"),),
+        ("tests/unit/test_addresses.py", "-k", "redis_url_names"),
     ),
     Fault(
         "Redis degraded looks well",
@@ -395,8 +416,8 @@ FAULTS = (
         (
             (
                 "web/stack.py",
-                "[*dashboard.handlers(), *proxied]",
-                "dashboard.handlers()",
+                "[*dashboard.handlers(clients=clients), *proxied]",
+                "dashboard.handlers(clients=clients)",
             ),
         ),
         ("tests/system/test_proxy_with_curl.py", "-k", "four_tests"),

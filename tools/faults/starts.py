@@ -5,6 +5,7 @@ from tools.faults.fault import Fault
 R = "tests/unit/test_refusals.py"
 AD = "tests/unit/test_addresses.py"
 S = "tests/faces/test_attack_ssrf.py"
+S1 = "tests/faces/test_attack_ssrf_requests.py"
 B = "tests/system/test_bad_starts.py"
 SET = "tests/unit/test_settings.py"
 
@@ -175,27 +176,75 @@ FAULTS = (
         (
             (
                 "coordinator/chat.py",
-                'name.replace("_", "").replace("-", "").lower() in _STEERS',
-                "name in _STEERS",
+                'return re.sub(r"[^a-z0-9]", "", name.lower())',
+                'return name.replace("_", "").replace("-", "").lower()',
             ),
         ),
-        (S, "-k", "s1_a_chat_cannot"),
+        (S1, "-k", "s1_a_chat_cannot"),
     ),
     Fault(
         "s1: a tool may name a server",
         (
             (
                 "coordinator/chat.py",
-                '            _refuse_steering(tool, f"tools.{number}.")',
-                "            pass",
+                "if isinstance(inner, dict | list) and not _opaque(here, value):",
+                'if isinstance(inner, dict | list) and not _opaque(here, value) and here[0] != "tools":',
             ),
         ),
-        (S, "-k", "neither_tools"),
+        (S1, "-k", "neither_tools"),
+    ),
+    Fault(
+        "s1: only the outer fields of a chat are looked at",
+        (
+            (
+                "coordinator/chat.py",
+                "                todo.append((here, inner))",
+                "                pass",
+            ),
+        ),
+        (S1, "-k", "at_no_depth"),
+    ),
+    Fault(
+        "s1: all of a tool is its schema",
+        (
+            (
+                "coordinator/chat.py",
+                '("tools", "*", "function", "parameters"),',
+                '("tools", "*", "function"),',
+            ),
+        ),
+        (S1, "-k", "at_no_depth"),
+    ),
+    Fault(
+        "s1: names in a JSON schema are taken for fields",
+        (("coordinator/chat.py", "return shape in _SCHEMAS", "return False"),),
+        (S1, "-k", "passes_untouched"),
+    ),
+    Fault(
+        "s1: an address stands where a file's id should",
+        (
+            (
+                "coordinator/chat.py",
+                "refused = name in _MEDIA and any(",
+                "refused = False and any(",
+            ),
+        ),
+        (S1, "-k", "fetch_for"),
+    ),
+    Fault(
+        "s1: metadata is not looked at",
+        (("coordinator/chat.py", "(label and name in _EVERYDAY)", "label"),),
+        (S1, "-k", "at_no_depth"),
+    ),
+    Fault(
+        "s1: any depth is looked at",
+        (("coordinator/chat.py", "if len(path) > _DEEPEST:", "if False:"),),
+        (S1, "-k", "too_deep"),
     ),
     Fault(
         "s1: a model's server fetches for a caller",
-        (("coordinator/chat.py", 'link.startswith("data:")', "bool(link)"),),
-        (S, "-k", "fetch_for"),
+        (("coordinator/chat.py", 'value.startswith("data:")', "bool(value)"),),
+        (S1, "-k", "fetch_for"),
     ),
     Fault(
         "s2: redirects are followed",
@@ -218,6 +267,28 @@ FAULTS = (
             ),
         ),
         (S, "-k", "turn_private"),
+    ),
+    Fault(
+        "s3: a private address beside a public one is called",
+        (
+            (
+                "backends/openai/resolver.py",
+                "            return public\n",
+                "            return usable\n",
+            ),
+        ),
+        (S, "-k", "one_public"),
+    ),
+    Fault(
+        "s3: one private address keeps a name from being pinned",
+        (
+            (
+                "backends/openai/resolver.py",
+                "        if public:",
+                "        if public and len(public) == len(found):",
+            ),
+        ),
+        (S, "-k", "one_public"),
     ),
     Fault(
         "s3: another spelling of a name is another name",
@@ -323,13 +394,36 @@ FAULTS = (
         (S, "-k", "own_origin"),
     ),
     Fault(
-        "s5: doctor asks through the environment's proxy",
-        (("cli/doctor.py", "urllib.request.ProxyHandler({}), ", ""),),
-        (S, "-k", "doctor"),
+        "s3: doctor looks the name up again",
+        (
+            (
+                "cli/doctor.py",
+                "socket.create_connection((address, port), _PATIENCE_S)",
+                "socket.create_connection((host, port), _PATIENCE_S)",
+            ),
+        ),
+        (S, "-k", "address_that_it_checked"),
     ),
     Fault(
-        "s5: doctor follows redirects",
-        (("cli/doctor.py", "ProxyHandler({}), _NoRedirects)", "ProxyHandler({}))"),),
-        (S, "-k", "doctor"),
+        "s3: doctor takes any certificate",
+        (
+            (
+                "cli/doctor.py",
+                "tls = ssl.create_default_context()",
+                "tls = ssl._create_unverified_context()",
+            ),
+        ),
+        (S, "-k", "certificate"),
+    ),
+    Fault(
+        "s3: doctor asks for the certificate of an address",
+        (
+            (
+                "cli/doctor.py",
+                "server_hostname=host",
+                "server_hostname=connection.sock.getpeername()[0]",
+            ),
+        ),
+        (S, "-k", "certificate"),
     ),
 )

@@ -223,4 +223,59 @@ FAULTS = (
         (("web/protocol.py", "        if self._tail:\n", "        if False:\n"),),
         ("tests/faces/test_wire_bounds.py", "-k", "two_packets"),
     ),
+    Fault(
+        "p12: the longest target is not looked at",
+        (
+            (
+                "web/protocol.py",
+                "len(self.url) <= MAX_TARGET_BYTES",
+                "len(self.url) < MAX_TARGET_BYTES",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "p12"),
+    ),
+    Fault(
+        "what the wire refuses leaves no trace",
+        (
+            (
+                "web/protocol.py",
+                "            self.wire.note_refusal(method, path, status, self.client, trace_id)\n",
+                "            pass\n",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "logged_and_counted"),
+    ),
+    Fault(
+        "a password in a target is logged",
+        (
+            (
+                "web/protocol.py",
+                'path = self.url if self.url.startswith(b"/") else b""',
+                "path = self.url",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "logged_and_counted"),
+    ),
+    Fault(
+        "a refused body is logged as another answer",
+        (
+            (
+                "web/protocol.py",
+                'cast("dict[str, Any]", self._serving.scope)[wire.REFUSED] = status, trace_id',
+                "pass",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "as_its_client_saw_it"),
+    ),
+    Fault(
+        "the access log does not say who asked",
+        (
+            (
+                "telemetry/access_log.py",
+                "line.client[0] if line.client else None",
+                "None",
+            ),
+        ),
+        ("tests/faces/test_edge_refusals.py", "-k", "logged"),
+    ),
 )

@@ -91,6 +91,11 @@ def main() -> None:
         # again while it flushes stdout at exit, so give it somewhere to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # What a command did not explain itself: a full disk behind stdout, a file.
+        typer.echo(f"error: {error.strerror or error}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _say(error: NestorError) -> None:

@@ -146,6 +146,9 @@ def submit(
             print_json(reply)
             return
         screen.line(f"task {made}: {reply.get('status')}")
+        if reply.get("status") == "awaiting_approval":
+            who = "somebody whose key has the scope approve"
+            screen.line(f"it waits until {who} runs: nestor approve {made}", "warn")
         screen.line(f"watch it: nestor watch {made}", "note")
         return
     quiet = as_json or not watch_

@@ -8,9 +8,9 @@ event log). Lines carry their own time, so they may stand after younger lines of
 import asyncio
 import atexit
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nestor.telemetry import logs
 from nestor.telemetry.redact import redact
@@ -21,16 +21,21 @@ MAX_PATH_BYTES = 200
 
 
 class Answered(NamedTuple):
-    """A request that has been answered. ``path``: as it was sent, without the query."""
+    """A request that has been answered.
+
+    ``path``: as it was sent, without the query; empty when that was not read. ``took_s``:
+    None when nobody measured. ``client``: address and port of the peer.
+    """
 
     at: float
     layer: str
     method: str
     path: bytes
     status: int
-    took_s: float
+    took_s: float | None
     key_id: str | None
     trace_id: str
+    client: Sequence[Any] | None
 
 
 class AccessLog:
@@ -50,14 +55,25 @@ class AccessLog:
         method: str,
         path: bytes,
         status: int,
-        took_s: float,
+        took_s: float | None,
         key_id: str | None,
         trace_id: str,
+        client: Sequence[Any] | None,
     ) -> None:
         """Remember a request that was just answered."""
         waiting = self._waiting
         waiting.append(
-            Answered(time.time(), layer, method, path, status, took_s, key_id, trace_id)
+            Answered(
+                time.time(),
+                layer,
+                method,
+                path,
+                status,
+                took_s,
+                key_id,
+                trace_id,
+                client,
+            )
         )
         if len(waiting) >= MAX_WAITING:
             self.flush()
@@ -90,7 +106,10 @@ def _lines(waiting: list[Answered]) -> list[dict[str, object]]:
             "method": line.method,
             "path": path,
             "status": line.status,
-            "duration_ms": round(line.took_s * 1000, 2),
+            "duration_ms": None
+            if line.took_s is None
+            else round(line.took_s * 1000, 2),
+            "client": line.client[0] if line.client else None,
             "key_id": line.key_id,
             "trace_id": line.trace_id,
         }

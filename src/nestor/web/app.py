@@ -85,6 +85,10 @@ class LayerApp:
         self.health.draining = True
         self._edge.drain()
 
+    def note_refusal(self, *refused: Any) -> None:
+        """Note what was refused before it was a request (``wire.NoteRefusal``)."""
+        self._edge.note(*refused)
+
 
 class StrictRequest(Request[Any, Any, Any]):
     """Reads a JSON body straight into the type that the handler's ``data`` declares.
@@ -179,7 +183,7 @@ def _page_rules(layer: str, nestor: Parts, litestar: Litestar) -> dict[str, Any]
         )
     )
     return {
-        "page_hosts": auth.page_hosts(nestor.settings.allowed_hosts),
+        "page_hosts": auth.page_hosts(nestor.settings),
         "serves": lambda raw_path: served.fullmatch(raw_path) is not None,
     }
 
@@ -243,7 +247,8 @@ def _shared(layer: str) -> list[HTTPRouteHandler]:
         """Tell this process's metrics, for Prometheus."""
         # Rendering takes milliseconds of pure Python: not on the loop that serves.
         body = await asyncio.to_thread(metrics.render)
-        return Response(body, media_type=metrics.CONTENT_TYPE)
+        # As a media type it would be given a second charset.
+        return Response(body, headers={"content-type": metrics.CONTENT_TYPE})
 
     @get(
         "/docs",

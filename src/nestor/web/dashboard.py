@@ -15,6 +15,7 @@ from nestor import __version__
 from nestor.model.network import in_url, reached_at
 from nestor.ports.rate_limiter import RateLimiter
 from nestor.web import auth, session
+from nestor.web.client_address import ClientAddresses
 
 _LAYERS = {
     "ralph": "runs tasks: submit, follow, stop",
@@ -25,7 +26,7 @@ _LAYERS = {
 }
 _COMMANDS = {
     "nestor status": "what runs, what waits, what ended",
-    "nestor submit TASK.yaml": "hand in a task; verified or not, it says which",
+    "nestor submit --file TASK.yaml": "hand in a task; verified or not, it says which",
     "nestor watch TASK_ID": "follow it live",
     "nestor ask “…”": "ask the models, with sources",
     "nestor kb add FOLDER": "give it something to read",
@@ -82,17 +83,20 @@ def page(request: Request[Any, Any, Any]) -> Response[str]:
     )
 
 
-def handlers(attempts: RateLimiter | None = None) -> list[HTTPRouteHandler]:
+def handlers(
+    attempts: RateLimiter | None = None, clients: ClientAddresses | None = None
+) -> list[HTTPRouteHandler]:
     """Return the routes of this layer; the static files are read here, once.
 
-    ``attempts`` bounds how often signing in is tried; not given: ten times a minute.
+    ``attempts`` bounds how often each of ``clients`` fails to sign in; not given: ten
+    times a minute.
     """
     folder = resources.files("nestor.web") / "static"
     files = [
         _static(f"/static/{name}", kind, (folder / name).read_bytes())
         for name, kind in _STATIC.items()
     ]
-    return [page, *files, *session.handlers(attempts)]
+    return [page, *files, *session.handlers(attempts, clients)]
 
 
 def _static(path: str, kind: str, content: bytes) -> HTTPRouteHandler:
@@ -111,7 +115,7 @@ def _static(path: str, kind: str, content: bytes) -> HTTPRouteHandler:
 def _sign_in(request: Request[Any, Any, Any]) -> str:
     """Say how to sign in; the script puts what it did in the same place."""
     settings = request.app.state.nestor.settings
-    names = auth.page_hosts(settings.allowed_hosts)
+    names = auth.page_hosts(settings)
     if auth.is_page_host([request.headers["host"].encode("latin-1")], names):
         return (
             '<section id="session" data-sign-in="here" role="status"><p>To sign in, run'

@@ -6,7 +6,6 @@ a framework does this here: those hold streams back and hide cancellation.
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -18,11 +17,11 @@ from nestor.model.ids import new_trace_id
 from nestor.telemetry import metrics
 from nestor.telemetry.access_log import AccessLog
 from nestor.telemetry.trace import enter, leave, parse_traceparent
-from nestor.web import auth
+from nestor.web import auth, wire
 from nestor.web.auth import Sent
 from nestor.web.errors import Headers, Refused, render
 from nestor.web.headers import SECURITY_HEADERS, SECURITY_NAMES
-from nestor.web.protocol import target_of
+from nestor.web.wire import MAX_TARGET_BYTES, Address, Lingering, Room
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -33,12 +32,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 32 << 20
 LARGE_BODIES = frozenset({"/documents"})
-MAX_TARGET_BYTES = 8 << 10
-LINGER_S = 2.0
-LINGER_BYTES = 64 * 1024 * 1024
-"""How much of a refused body is thrown away before the connection is closed."""
 MAX_IN_FLIGHT = 512
-"""Requests of one layer at one time."""
+"""Requests of one layer at one time; of those that need no key as many more."""
+_ALWAYS = b"/health/"
 
 OWN_SITES = frozenset({"same-origin", "none"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -89,7 +85,8 @@ class Edge:
         self._known_hosts: set[tuple[bytes, int | None]] = set()
         self._counts: dict[tuple[str, int], Any] = {}
         self._seconds = metrics.HTTP_SECONDS.labels(layer)
-        self._in_flight = 0
+        self._known, self._strangers = Room(MAX_IN_FLIGHT), Room(MAX_IN_FLIGHT)
+        self._lingering = Lingering()
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -102,8 +99,7 @@ class Edge:
         if scope["type"] != "http":
             return
         began = self._timer()
-        exchange = _Exchange(scope, receive, send, self._draining)
-        self._in_flight += 1
+        exchange = _Exchange(scope, receive, send, self._draining, self._lingering)
         token = enter(exchange.trace_id)
         try:
             await self._serve(scope, exchange)
@@ -112,16 +108,16 @@ class Edge:
             raise
         finally:
             leave(token)
-            self._in_flight -= 1
+            exchange.leave_room()
             self._note(scope, exchange, self._timer() - began)
 
     async def _serve(self, scope: Scope, exchange: "_Exchange") -> None:
         try:
-            self._check_room()
             check_target(scope, self._refuse_target)
             self._check_headers(exchange.sent, (scope.get("server") or (None, None))[1])
             exchange.addressed = True
             await self._authenticate(scope, exchange.sent)
+            self._find_room(scope, exchange)
             exchange.check_announced()
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - the edge of the process
@@ -131,9 +127,17 @@ class Edge:
         else:
             await exchange.finish()
 
-    def _check_room(self) -> None:
-        if self._in_flight > MAX_IN_FLIGHT:
+    def _find_room(self, scope: Scope, exchange: "_Exchange") -> None:
+        # Strangers must not take the places of those who have a key, nor make the layer
+        # look dead; how many of them there are at all is bounded by the connections.
+        room = self._known
+        if scope.get("user") is None:
+            if scope["raw_path"].startswith(_ALWAYS):
+                return
+            room = self._strangers
+        if not room.enter():
             raise Refused(503, "too many requests at once", retry_after_s=1)
+        exchange.room = room
 
     def _check_headers(self, sent: Sent, port: int | None) -> None:
         hosts = sent.get(b"host", ())
@@ -190,34 +194,52 @@ class Edge:
             return host in self._hosts
         return scheme == "http" and self._is_ours(host, port, default=80)
 
-    def _note(self, scope: Scope, exchange: "_Exchange", took_s: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        status = exchange.status or 500
+    def note(
+        self,
+        method: str,
+        path: bytes,
+        status: int,
+        client: Address | None,
+        trace_id: str,
+        took_s: float | None = None,
+        key_id: str | None = None,
+    ) -> None:
+        """Note an answer; also of requests that came no further than the wire."""
+        method = method if method in METHODS else "other"
         count = self._counts.get((method, status))
         if count is None:
             count = metrics.HTTP_REQUESTS.labels(self._layer, method, str(status))
             self._counts[method, status] = count
         count.inc()
-        self._seconds.observe(took_s)
-        user = scope.get("user")
         self._access.note(
-            self._layer,
-            method,
-            scope["raw_path"],
-            status,
-            took_s,
-            None if user is None else user.key_id,
-            exchange.trace_id,
+            self._layer, method, path, status, took_s, key_id, trace_id, client
         )
+
+    def _note(self, scope: Scope, exchange: "_Exchange", took_s: float) -> None:
+        # A client that the wire answered saw none of ours.
+        refused = scope.get(wire.REFUSED)
+        status, trace_id = refused or (exchange.status or 500, exchange.trace_id)
+        self._seconds.observe(took_s)
+        user, client = scope.get("user"), scope.get("client")
+        key_id = None if user is None else user.key_id
+        path = scope["raw_path"]
+        self.note(scope["method"], path, status, client, trace_id, took_s, key_id)
 
 
 class _Exchange:
     """One request and its reply on their way through the gate."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, draining: asyncio.Event
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        draining: asyncio.Event,
+        lingering: Lingering,
     ) -> None:
         self.status = 0
+        self.room: Room | None = None
+        self._lingering = lingering
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
@@ -275,7 +297,18 @@ class _Exchange:
             message = {**message, "headers": self._headers(message.get("headers", []))}
         elif not message.get("more_body", False):
             self._complete = True
+            if self._closes and not self._read_whole:
+                await self._send({**message, "more_body": True})
+                self.leave_room()
+                await self._lingering.linger(self._receive)
+                message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    def leave_room(self) -> None:
+        """Give back the place that this request took, if any."""
+        if self.room is not None:
+            self.room.leave()
+            self.room = None
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer a request that no service saw to its end."""
@@ -283,27 +316,7 @@ class _Exchange:
             {"type": "http.response.start", "status": status, "headers": headers}
         )
         body = b"" if self._method == "HEAD" else body
-        if self._closes:
-            part = {"type": "http.response.body", "body": body, "more_body": True}
-            await self.send(part)
-            await self._linger()
-            body = b""
         await self.send({"type": "http.response.body", "body": body})
-
-    async def _linger(self) -> None:
-        """Throw away some of what is still being sent.
-
-        Closing on a client that is busy sending resets the connection, and the reply that
-        says why is lost with it (RFC 9112, 9.6).
-        """
-        thrown = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while thrown < LINGER_BYTES:
-                    message = await self._receive()
-                    thrown += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        break
 
     async def finish(self) -> None:
         """Close the stream that ``drain`` cut, so that the client sees a clean end."""
@@ -350,7 +363,7 @@ def check_target(
     scope: Scope, refuse: Callable[[bytes], None] = lambda _: None
 ) -> None:
     """Hold the request line to plain origin-form. Raises ``Refused``, ``InvalidInput``."""
-    noted = target_of(scope)
+    noted = wire.target_of(scope)
     raw: bytes = noted["raw"]
     if scope["method"] not in METHODS:
         allow = ", ".join(sorted(METHODS))

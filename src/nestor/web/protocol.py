@@ -7,7 +7,7 @@ here.
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn._types import ASGI3Application
@@ -18,9 +18,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from nestor.model.ids import new_trace_id
+from nestor.web import wire
 from nestor.web.errors import Refused, render
 from nestor.web.headers import SECURITY_HEADERS
-from nestor.web.wire import Deadlines, Flow, Turn, Wire
+from nestor.web.wire import MAX_TARGET_BYTES, TARGET, Deadlines, Flow, Turn, Wire
 
 MAX_HEAD_BYTES = 32 << 10
 """Of a head; of the trailers; of what stands between two pieces of a chunked body."""
@@ -33,9 +34,6 @@ FRAMING_PER_BYTE = 8
 """Bytes of chunk sizes and line ends that one byte of a body may cost (one in a chunk: 5)."""
 
 _EMPTY_LINE = b"\r\n\r\n"
-
-TARGET = "nestor.target"
-"""Key in ``scope["extensions"]``: ``{"raw": the request-target, byte for byte}``."""
 
 _LINE = re.compile(rb"(?:\r\n)*[A-Z-]+ [^ \t]+ HTTP/1\.[01]\r\n")
 _LINE_BYTES = 4 * PIECE_BYTES
@@ -226,7 +224,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _is_malformed(self) -> bool:
         """Tell of what the parser takes and others read differently, or not at all."""
         # Several spaces, HTTP/0.9, HTTP/2.0, RTSP/1.0.
-        if len(self.url) < _LINE_BYTES // 2 and not _LINE.match(self._line):
+        if len(self.url) <= MAX_TARGET_BYTES and not _LINE.match(self._line):
             return True
         # To a reader of HTTP/1.0 the chunks are the next request (RFC 9112, 6.1).
         return self.scope["http_version"] == "1.0" and any(
@@ -314,6 +312,21 @@ class EdgeProtocol(HttpToolsProtocol):
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in sent]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        if self._serving is not None:  # the edge notes it, once
+            cast("dict[str, Any]", self._serving.scope)[wire.REFUSED] = status, trace_id
+        elif self.wire.note_refusal is not None:
+            method, path = self._asked()
+            self.wire.note_refusal(method, path, status, self.client, trace_id)
+
+    def _asked(self) -> tuple[str, bytes]:
+        """Return method and path of the message that is being received, where known."""
+        # Nothing of the next one was read, or nothing that names a target.
+        if (self._in_head and self.scope is self._headed) or not self.url:
+            return "", b""
+        method = self.parser.get_method().decode("ascii")
+        # Another form than a path may hold a password, or the name of another host.
+        path = self.url if self.url.startswith(b"/") else b""
+        return method, path.partition(b"?")[0].partition(b"#")[0]
 
     # Time ------------------------------------------------------------------------------
 
@@ -382,13 +395,3 @@ def _length_of(headers: list[tuple[bytes, bytes]]) -> int:
         if name == b"content-length":
             length = int(value)  # the parser lets digits through only
     return length
-
-
-def target_of(scope: Any) -> dict[str, Any]:
-    """Return what the protocol noted; from the parsed parts under another server."""
-    noted = (scope.get("extensions") or {}).get(TARGET)
-    if noted is not None:
-        return dict(noted)
-    query = scope["query_string"]
-    raw = scope["raw_path"] + (b"?" + query if query else b"")
-    return {"raw": raw, "head_too_large": False, "malformed": False}

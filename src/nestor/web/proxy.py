@@ -206,7 +206,14 @@ def _route(
     page: Page, aidb: Aidb, limiter: RateLimiter, clients: ClientAddresses
 ) -> HTTPRouteHandler:
     async def forward(request: Request[Any, Any, Any]) -> Response[bytes]:
-        wait_s = await limiter.admit(clients.client_of(request.scope))
+        # A key counts for itself: what strangers ask behind the same address must not
+        # keep the operator's monitoring out.
+        client = (
+            clients.client_of(request.scope)
+            if request.user is None
+            else f"key {request.user.key_id}"
+        )
+        wait_s = await limiter.admit(client)
         if wait_s is not None:
             raise RateLimited(
                 "too many requests; come back after the seconds that Retry-After says",
@@ -221,7 +228,7 @@ def _route(
 
     named: Callable[[Request[Any, Any, Any]], Any] = forward
     named.__name__ = "aidb" + page.path.replace("/", "_")
-    named.__doc__ = f"{page.does} 60 requests a minute for each client."
+    named.__doc__ = f"{page.does} 60 requests a minute for each client or key."
     return get(
         f"{PREFIX}{page.path}",
         opt={

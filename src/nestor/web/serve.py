@@ -47,7 +47,7 @@ async def serve(
     share = (_raise_file_limit() - OTHER_FILES) // max(len(apps), 1)
     limit = max(min(max_connections, share), 1)
     servers = {
-        layer: _Server(_config(app, drain_s), Wire(deadlines, max_connections=limit))
+        layer: _Server(_config(app, drain_s), _wire(app, deadlines, limit))
         for layer, app in apps.items()
     }
     ports = {layer: int(sockets[layer].getsockname()[1]) for layer in apps}
@@ -178,6 +178,11 @@ def _config(app: ASGIApp, drain_s: int) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_graceful_shutdown=drain_s,
     )
+
+
+def _wire(app: ASGIApp, deadlines: Deadlines | None, limit: int) -> Wire:
+    note = getattr(app, "note_refusal", None)  # of ``LayerApp``; others need not care
+    return Wire(deadlines, max_connections=limit, note_refusal=note)
 
 
 def _raise_file_limit() -> int:

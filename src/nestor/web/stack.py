@@ -82,7 +82,9 @@ async def _run(
                     page_link(url, link.expires_at)
 
             try:
-                await serve(_apps(nestor, proxied), sockets, ready=begin, stop=stop)
+                await serve(
+                    _apps(nestor, proxied, clients), sockets, ready=begin, stop=stop
+                )
             finally:
                 nestor.folder.remove_run_file()
     finally:
@@ -91,13 +93,13 @@ async def _run(
 
 
 def _apps(
-    nestor: Nestor, proxied: Sequence[HTTPRouteHandler]
+    nestor: Nestor, proxied: Sequence[HTTPRouteHandler], clients: ClientAddresses
 ) -> Mapping[str, LayerApp]:
     return {
         "dashboard": create_app(
             "dashboard",
             nestor,
-            [*dashboard.handlers(), *proxied],
+            [*dashboard.handlers(clients=clients), *proxied],
             dependencies=nestor.dependencies,
             refuse_target=proxy.refuse_target,
         ),

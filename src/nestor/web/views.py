@@ -77,14 +77,6 @@ class TaskList(TypedDict):
     truncated: bool
 
 
-class Worker(TypedDict):
-    """A process that takes tasks."""
-
-    since: datetime
-    sandbox: str
-    running: list[str]
-
-
 class Status(TaskList):
     """Reply of ``GET /status``."""
 

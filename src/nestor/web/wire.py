@@ -1,13 +1,15 @@
-"""What the connections of one port share: how long each may take, and how many there are.
+"""What the connections of one port share, and what they tell the edge.
 
 Nothing is timed by request: a few times a second ``Wire.sweep`` asks each connection whom
 it waits for, and counts the seconds that it waits for its client.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
@@ -16,6 +18,24 @@ MAX_CONNECTIONS = 2_048
 """Open at one time on one port; one more closes the one that has idled longest."""
 HELD_BYTES = 16 << 10
 """Read, but not yet looked at, on the average of all connections that a port may have."""
+
+
+MAX_TARGET_BYTES = 8 << 10
+"""Longer targets are refused by the edge, unseen."""
+LINGER_S = 2.0
+LINGER_BYTES = 64 << 20
+"""How much of a refused body is thrown away before the connection is closed."""
+MAX_LINGERING = 256
+"""Connections that do so at one time; any more are closed at once."""
+
+TARGET = "nestor.target"
+"""Key in ``scope["extensions"]``: ``{"raw": the request-target, byte for byte}``."""
+REFUSED = "nestor.refused"
+"""Key in a scope: status and trace id of the reply that was written in the edge's place."""
+
+Address = tuple[str, int]
+NoteRefusal = Callable[[str, bytes, int, Address | None, str], None]
+"""Is told method ("" when unknown), path, status, client and trace id of what no layer saw."""
 
 
 class _Connection(Protocol):
@@ -49,8 +69,10 @@ class Wire(ServerState):
         deadlines: Deadlines | None = None,
         *,
         max_connections: int = MAX_CONNECTIONS,
+        note_refusal: NoteRefusal | None = None,
     ) -> None:
         super().__init__()
+        self.note_refusal = note_refusal
         self.deadlines = deadlines or Deadlines()
         self.waiting: dict[_Connection, None] = {}
         """Connections that no request is being served on; the longest so is the first."""
@@ -75,6 +97,51 @@ class Wire(ServerState):
             oldest = next(iter(self.waiting))
             del self.waiting[oldest]
             oldest.transport.abort()
+
+
+class Room:
+    """So many at one time, and no more."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+
+    def enter(self) -> bool:
+        """Take a place, to be given back with ``leave``; False: there is none."""
+        if self._free <= 0:
+            return False
+        self._free -= 1
+        return True
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._free += 1
+
+
+class Lingering:
+    """Hears refused clients out.
+
+    Closing on a client that is busy sending resets the connection, and the reply that
+    says why is lost with it (RFC 9112, 9.6).
+    """
+
+    def __init__(self) -> None:
+        self._room = Room(MAX_LINGERING)
+
+    async def linger(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """Throw away some of what is still being sent; nothing when there is no room."""
+        if not self._room.enter():
+            return
+        thrown = 0
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while thrown < LINGER_BYTES:
+                        message = await receive()
+                        thrown += len(message.get("body", b""))
+                        if not message.get("more_body", False):
+                            break
+        finally:
+            self._room.leave()
 
 
 class Turn(Enum):
@@ -102,3 +169,13 @@ class Flow(FlowControl):
         """Let no input come until ``held`` is taken back."""
         self.held = True
         self.pause_reading()
+
+
+def target_of(scope: Any) -> dict[str, Any]:
+    """Return what the protocol noted; from the parsed parts under another server."""
+    noted = (scope.get("extensions") or {}).get(TARGET)
+    if noted is not None:
+        return dict(noted)
+    query = scope["query_string"]
+    raw = scope["raw_path"] + (b"?" + query if query else b"")
+    return {"raw": raw, "head_too_large": False, "malformed": False}

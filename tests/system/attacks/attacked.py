@@ -12,7 +12,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,24 @@ class Attacked:
                 for part in parts:
                     sock.sendall(part)
             return hear(sock, wait_s, first=first)
+
+    def pour(self, layer: str, head: bytes, parts: Iterable[bytes]) -> tuple[Talk, int]:
+        """Send parts until the server has enough, hearing it meanwhile; also what it took."""
+        taken, until = 0, time.monotonic() + 20
+        with (
+            socket.create_connection(("127.0.0.1", self.ports[layer])) as sock,
+            ThreadPoolExecutor(1) as ear,
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            heard = ear.submit(hear, sock, 30)
+            with suppress(OSError):
+                sock.sendall(head)
+                for part in parts:
+                    sock.sendall(part)
+                    taken += len(part)
+                    if time.monotonic() > until:
+                        break
+            return heard.result(), taken
 
     def ask(
         self,

@@ -51,7 +51,7 @@ async def _read(folder: Path) -> tuple[Route, ...]:
         proxied = proxy.handlers(upstream, nestor.proxy_limiter, clients)
         return tuple(
             Route(layer, method, route.path_format, scopes_of(handler.opt))
-            for layer, app in _apps(nestor, proxied).items()
+            for layer, app in _apps(nestor, proxied, clients).items()
             for route in app.litestar.routes
             if isinstance(route, HTTPRoute)
             for method, (handler, _) in route.route_handler_map.items()

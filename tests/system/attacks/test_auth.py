@@ -180,8 +180,11 @@ def test_a3_no_string_is_taken_for_a_key(stack: Attacked, layer: str) -> None:
             "X-API-Key: ",
             "Cookie: nestor_session=",
         ):
-            talk = stack.ask(layer, line, name + "k" * 1_000_000, key=None, body=body)
-            assert talk.statuses in ([], [431], [401])
+            head = stack.request(layer, f"{line} HTTP/1.1", name, key=None)
+            # The value follows where the head would end, and its end never comes.
+            pieces = [b"k" * 10_000] * 100
+            talk, _ = stack.pour(layer, head.removesuffix(b"\r\n\r\n"), pieces)
+            assert talk.status in {431, 401}, talk.raw[:300]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
