@@ -142,3 +142,11 @@ async def test_l3_full_windows_stay_bounded_too() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2 * 1024 * 1024  # 10,000 of them: 40 MiB
+
+
+async def test_who_has_been_silent_for_a_window_is_forgotten_first() -> None:
+    now = 0.0
+    limiter = MovingWindow(5, 10, clock=lambda: now)
+    for now, client in ((0.0, "a"), (1.0, "b"), (5.0, "a"), (12.0, "c")):  # noqa: B007 - the clock reads it
+        assert await limiter.admit(client) is None
+    assert limiter.clients == 2  # not b's

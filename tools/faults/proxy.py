@@ -290,7 +290,7 @@ FAULTS = (
                 "",
             ),
         ),
-        ("tests/unit/test_rate_limit.py", "-k", "naive"),
+        ("tests/unit/test_rate_limit.py", "-k", "silent_for_a_window"),
     ),
     Fault(
         "who leaves the shared window begins anew",
@@ -420,7 +420,7 @@ FAULTS = (
                 "dashboard.handlers(clients=clients)",
             ),
         ),
-        ("tests/system/test_proxy_with_curl.py", "-k", "four_tests"),
+        ("tests/system/test_proxy_with_curl.py", "-k", "four_ways"),
     ),
     Fault(
         "nobody tells that Redis is gone",
