@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from tests.servers import redis_server
 from tests.servers.redis_server import PASSWORD, RedisServer
 from tests.system.child import Child
 from tests.system.workbench import processes
+
+from nestor.settings import Settings
 
 pytestmark = pytest.mark.heavy
 
@@ -156,6 +159,18 @@ def test_two_stacks_on_one_redis_share_the_sixty(
         assert redis.clients() == 0
 
 
+def doctor_of(child: Child) -> dict[str, dict[str, str]]:
+    """What ``nestor doctor`` finds, by what it looked at."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nestor.cli", "doctor", "--json"],
+        env=Settings.environment_for({"home": child.home}),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return {found["what"]: found for found in json.loads(done.stdout)["findings"]}
+
+
 def test_it_starts_without_its_redis_and_says_so(tmp_path: Path) -> None:
     url = f"redis://:{PASSWORD}@127.0.0.1:1/0"
     with Child(tmp_path / "home", redis_url=url) as child:
@@ -163,5 +178,6 @@ def test_it_starts_without_its_redis_and_says_so(tmp_path: Path) -> None:
         told = dashboard_leans_on(child)["dashboard: redis"]
         assert told["status"] == "degraded"
         assert "Redis does not answer" in told["message"]
+        assert "redis" in doctor_of(child)["layer dashboard"]["detail"]
         assert counted(child) == {"200": 60, "429": 40}
         assert PASSWORD not in child.log.read_text()

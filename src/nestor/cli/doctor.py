@@ -1,4 +1,7 @@
-"""``nestor doctor``: look at everything Nestor leans on, and say how to mend it."""
+"""``nestor doctor``: look at everything Nestor leans on, and say how to mend it.
+
+One function for each look; the file is as long as the list.
+"""
 
 import http.client
 import json
@@ -221,9 +224,12 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
 def _layer(stack: Stack, layer: str) -> Finding:
     what = f"layer {layer}"
     try:
-        stack.call(layer, "GET", "/health/ready", timeout_s=5)
+        said = stack.call(layer, "GET", "/health/ready", timeout_s=5)
     except NestorError as error:
         return Finding(what, FAIL, one_line(error, 200), "read the stack's log")
+    if said.get("status") == "degraded":
+        where = f"nestor key, and {stack.url(layer)}/health/detailed"
+        return Finding(what, WARN, one_line(said["message"], 200), f"see {where}")
     return Finding(what, OK, f"ready at {stack.url(layer)}")
 
 
