@@ -174,25 +174,42 @@ def _refuse_ambiguous(body: bytes) -> None:
     if len(body) > MAX_CHECKED_BYTES:
         return
     try:
-        json.loads(body, object_pairs_hook=_once_each, parse_int=_integer)
+        found = json.loads(body, object_pairs_hook=_once_each, parse_int=_integer)
     except RecursionError:
         raise InvalidInput.at("body", "nested too deeply") from None
-    except OverflowError as error:
-        raise InvalidInput.at("body", str(error)) from None
+    _refuse_beyond("body", found)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
-    for name, _ in pairs:
+    for name, value in pairs:
         if name in seen:
             raise InvalidInput.at(name, "given twice")
         seen.add(name)
+        _refuse_beyond(name, value)
 
 
-def _integer(digits: str) -> None:
+class _Beyond(str):
+    """The beginning of an integer that no column and no other reader would hold."""
+
+    __slots__ = ()
+
+
+def _integer(digits: str) -> _Beyond | None:
     # Counted first: to read digits without end takes time, and Python refuses to.
     if len(digits) > _MAX_DIGITS or not -(1 << 63) <= int(digits) < 1 << 63:
-        raise OverflowError(f"the integer {digits[:_MAX_DIGITS]}… is beyond 64 bits")
+        return _Beyond(digits[:_MAX_DIGITS])
+    return None
+
+
+def _refuse_beyond(field: str, value: Any) -> None:
+    """Objects inside were looked at as they were read; what is left are lists."""
+    todo = [value]
+    for item in todo:
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, _Beyond):
+            raise InvalidInput.at(field, f"the integer {item}… is beyond 64 bits")
 
 
 def _explain(error: Exception) -> tuple[str, Sequence[FieldError]]:
