@@ -168,7 +168,10 @@ class Edge:
     def _learn_host(self, host: bytes, port: int | None) -> None:
         """Raise ``Refused`` for a name that is not ours; the next time it is known."""
         if not self._is_ours(host.decode("latin-1").lower(), port):
-            raise Refused(421, "this server is not known by that name (ALLOWED_HOSTS)")
+            raise Refused(
+                421,
+                "this server is not known by that name; add it to NESTOR_ALLOWED_HOSTS",
+            )
         if len(self._known_hosts) < _MAX_KNOWN_HOSTS:
             self._known_hosts.add((host, port))
 
