@@ -8,28 +8,30 @@ Prints CAUGHT or MISSED a row, exits 1 when one was missed, and keeps the newest
 each fault in ``bench/results/faults.json``.
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tools.faults import attacks, documents, keys, loop, pages, proxy, starts, wire
+from tools import faults
 from tools.faults.fault import Fault
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "faults.json"
-FAULTS = (
-    *loop.FAULTS,
-    *wire.FAULTS,
-    *keys.FAULTS,
-    *starts.FAULTS,
-    *proxy.FAULTS,
-    *pages.FAULTS,
-    *documents.FAULTS,
-    *attacks.FAULTS,
+_PARTS = [
+    importlib.import_module(f"tools.faults.{part.name}")
+    for part in pkgutil.iter_modules(faults.__path__)
+]
+FAULTS: tuple[Fault, ...] = tuple(
+    sorted(
+        (row for part in _PARTS for row in getattr(part, "FAULTS", ())),
+        key=lambda row: bool(row.edits),  # the control first
+    )
 )
 
 

@@ -102,7 +102,9 @@ class IndexDamaged(Unavailable):
 class UpstreamError(Unavailable):
     """What was asked in turn answered with an error. ``status``: its HTTP status, if any.
 
-    ``retry_after_s``: when it said to come back; None when it did not say.
+    ``retry_after_s``: when it said to come back; None when it did not say. ``stale``: a
+    connection that had served before ended before a byte of the answer; most likely
+    nobody read the question, but that is not known.
     """
 
     def __init__(
@@ -111,10 +113,12 @@ class UpstreamError(Unavailable):
         *,
         status: int | None = None,
         retry_after_s: float | None = None,
+        stale: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.stale = stale
 
 
 class UpstreamTimeout(Unavailable):

@@ -4,10 +4,9 @@ Precedence: environment (``NESTOR_HOST=…``), then ``nestor.toml`` in the curre
 then the defaults below, which run the whole stack from one folder with no server.
 A secret may be given as ``NESTOR_…_FILE``, the path of a file that holds it.
 """
+# Over 400 lines: as long as the list of settings.
 
-import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     AfterValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -32,15 +32,21 @@ from pydantic_settings import (
 
 from nestor.errors import Misconfigured
 from nestor.model import network, secret
+from nestor.model.deployment_table import nearest, refuse_unrelated
+from nestor.model.routing import Deployment, Kind
 from nestor.resilience.secret_file import read_secret_file
+from nestor.resilience.settings_file import read_deployments, read_toml
 
 PREFIX = "NESTOR_"
 FILE = "nestor.toml"
+TABLES = "deployment"
+"""The one name of the file that the environment has not."""
 SECRETS = ("api_key", "redis_url", "remote_api_key")
 _KNOWN_NAMES = {"127.0.0.1", "::1", "localhost"}
 _WITH_PASSWORD = ("redis_url", "database_url")
 BaseUrl = Annotated[str, AfterValidator(network.base_url)]
 _Proxy = Annotated[str, AfterValidator(network.trusted_proxy)]
+_Price = Annotated[Decimal | None, Field(ge=0, decimal_places=6)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port; which one is printed and written to ``$NESTOR_HOME/run.json``."""
 
@@ -101,15 +107,23 @@ class Settings(BaseSettings):
     local_model: str | None = None
     """A path that ends in ``.gguf`` starts llama.cpp; a name is sent to NESTOR_LOCAL_BASE_URL."""
     remote_base_url: BaseUrl | None = None
-    """OpenAI-compatible server of the remote model, ending in ``/v1``."""
+    """Server of the remote model; an OpenAI-compatible one ends in ``/v1``."""
     remote_model: str | None = None
     """Its name there."""
+    remote_dialect: Literal["openai", "anthropic"] = "openai"
+    """What that server speaks: OpenAI's chat completions or Anthropic's messages."""
     remote_api_key: SecretStr | None = None
     """Sent to NESTOR_REMOTE_BASE_URL and nowhere else."""
-    remote_price_input: Annotated[Decimal | None, Field(ge=0)] = None
+    remote_price_input: _Price = None
     """USD per million tokens; not given: cost is unknown, never 0."""
-    remote_price_output: Annotated[Decimal | None, Field(ge=0)] = None
+    remote_price_output: _Price = None
     """The same for what the model writes."""
+    remote_price_cached: _Price = None
+    """The same for input that the provider had in its cache; not given: as input."""
+    embeddings_base_url: BaseUrl | None = None
+    """OpenAI-compatible server of embeddings, ending in ``/v1``."""
+    embeddings_model: str | None = None
+    """Its model."""
     routing_default: Literal["local", "remote"] = "local"
     """Where a query goes while there is no evidence which side is better."""
     model_timeout_s: Annotated[float, Field(gt=0)] = 120.0
@@ -136,6 +150,8 @@ class Settings(BaseSettings):
     """False drops the text of prompts and answers from telemetry."""
     log_format: Literal["console", "json"] = "console"
     """How the log on stderr is written."""
+
+    _deployments: tuple[Deployment, ...] = PrivateAttr(())
 
     @field_validator(
         "allowed_hosts", "trusted_proxies", "workspace_roots", mode="before"
@@ -173,12 +189,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _sqlite(cls, value: str | None) -> str | None:
-        if value is None or value.startswith("sqlite:///"):
-            return value
-        kind = value.partition(":")[0].partition("+")[0]
-        if kind in {"postgres", "postgresql"}:
-            raise ValueError("PostgreSQL is not supported yet; use sqlite:///PATH")
-        raise ValueError("not a database that Nestor can use; use sqlite:///PATH")
+        return value if value is None else network.sqlite_url(value)
 
     @field_validator("workspace_roots")
     @classmethod
@@ -206,25 +217,40 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _models_are_whole(self) -> Self:
-        if self.remote_model and not (self.remote_base_url or self.replay_cassette):
-            raise ValueError("NESTOR_REMOTE_MODEL needs NESTOR_REMOTE_BASE_URL")
-        if self.remote_base_url and not self.remote_model:
-            raise ValueError("NESTOR_REMOTE_BASE_URL needs NESTOR_REMOTE_MODEL")
         local_file = self.starts_llama_cpp
-        if self.local_model and not (
-            local_file or self.local_base_url or self.replay_cassette
-        ):
-            raise ValueError(
-                "NESTOR_LOCAL_MODEL needs NESTOR_LOCAL_BASE_URL, or a path to a .gguf file"
-            )
         if local_file and self.local_base_url:
             raise ValueError(
                 "NESTOR_LOCAL_BASE_URL: not used when NESTOR_LOCAL_MODEL is a .gguf file;"
                 " remove one of them"
             )
-        if self.local_base_url and not self.local_model:
-            raise ValueError("NESTOR_LOCAL_BASE_URL needs NESTOR_LOCAL_MODEL")
+        for side in ("local", "remote", "embeddings"):
+            base_url, model = f"{side}_base_url", f"{side}_model"
+            has_url, has_model = (
+                bool(getattr(self, base_url)),
+                bool(getattr(self, model)),
+            )
+            if has_url and not has_model:
+                raise ValueError(_needs(base_url, model))
+            if has_model and not (
+                has_url or self.replay_cassette or (side == "local" and local_file)
+            ):
+                raise ValueError(_needs(model, base_url))
         return self
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """The ``[[deployment]]`` tables of ``nestor.toml``, with their keys."""
+        return self._deployments
+
+    @property
+    def made_deployments(self) -> dict[str, Kind]:
+        """Names of the deployments that LOCAL_…, REMOTE_… and EMBEDDINGS_MODEL make."""
+        made = {
+            "local": (self.local_model, Kind.CHAT),
+            "remote": (self.remote_model, Kind.CHAT),
+            "embeddings": (self.embeddings_model, Kind.EMBEDDINGS),
+        }
+        return {name: kind for name, (model, kind) in made.items() if model}
 
     @property
     def database(self) -> str:
@@ -263,9 +289,16 @@ class Settings(BaseSettings):
         in_file = _in_file()
         values = {**_secrets_from_files(), **overrides}
         try:
-            return cls(**values)
+            loaded = cls(**values)
         except ValidationError as error:
             raise Misconfigured(_explain(error, set(in_file) - set(values))) from None
+        try:
+            found = read_deployments(in_file.get(TABLES, []))
+            refuse_unrelated(found, loaded.made_deployments)
+        except ValueError as error:
+            raise Misconfigured(f"{FILE}: {error}") from None
+        loaded._deployments = found
+        return loaded
 
     @classmethod
     def origins(cls) -> dict[str, str]:
@@ -299,7 +332,22 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment, then file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _FileSource(settings_cls)
+
+
+class _FileSource(TomlConfigSettingsSource):
+    """Plain settings of the file; its tables are read by themselves."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what the file says."""
+        return {
+            name: value for name, value in super().__call__().items() if name != TABLES
+        }
+
+
+def _needs(name: str, other: str) -> str:
+    also = ", or a path to a .gguf file" if name == "local_model" else ""
+    return f"{PREFIX}{name.upper()} needs {PREFIX}{other.upper()}{also}"
 
 
 def _refuse_unknown_variables(fields: Iterable[str]) -> None:
@@ -309,14 +357,9 @@ def _refuse_unknown_variables(fields: Iterable[str]) -> None:
     given = {name for name in os.environ if name.upper().startswith(PREFIX)}
     # In small letters too: of two spellings of one setting, which counts would be a guess.
     if unknown := sorted(given.difference(known)):
-        said = ", ".join(f"{name}{_nearest(name.upper(), known)}" for name in unknown)
+        said = ", ".join(f"{name}{nearest(name.upper(), known)}" for name in unknown)
         message = f"unknown setting: {said}; nestor doctor --config lists all"
         raise Misconfigured(message)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _secrets_from_files() -> dict[str, str]:
@@ -344,29 +387,22 @@ def _secrets_from_files() -> dict[str, str]:
 def _in_file() -> dict[str, Any]:
     """Return what ``nestor.toml`` says; {} without one. Raises ``Misconfigured``."""
     try:
-        with Path(FILE).open("rb") as file:
-            found = os.fstat(file.fileno())
-            text = file.read().decode()
+        read = read_toml(Path(FILE))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise Misconfigured(f"{FILE}: {error.strerror}: {Path.cwd()}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise Misconfigured(f"{FILE}: not UTF-8 text (at line {line})") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        last = f"at line {text.count(chr(10)) + 1}, the end"
-        why = str(error).replace("at end of document", last)
-        raise Misconfigured(f"{FILE}: {why}") from error
+    except ValueError as error:
+        raise Misconfigured(f"{FILE}: {error}") from error
+    tables = {TABLES: read.values[TABLES]} if TABLES in read.values else {}
+    values = {name: value for name, value in read.values.items() if name != TABLES}
     if unknown := sorted(values.keys() - Settings.model_fields.keys()):
         said = "; ".join(f"{name}: {_unknown_in_file(name)}" for name in unknown)
         raise Misconfigured(f"{FILE}: {said}")
     held = [name for name in SECRETS if _holds_secret(name, values)]
-    if held and (fault := secret.fault_of_file(found, Path(FILE))):
+    if held and (fault := secret.fault_of_file(read.found, Path(FILE))):
         raise Misconfigured(f"{FILE}: {held[0]}: {fault}")
-    return values
+    return values | tables
 
 
 def _holds_secret(name: str, values: Mapping[str, Any]) -> bool:
@@ -398,4 +434,4 @@ def _unknown_in_file(name: str) -> str:
     said, plain = "unknown setting", name.lower().removeprefix(PREFIX.lower())
     if plain.removesuffix("_file") in SECRETS and plain.endswith("_file"):
         return f"{said}; only the environment has it: {PREFIX}{plain.upper()}"
-    return said + _nearest(plain, Settings.model_fields)
+    return said + nearest(plain, [*Settings.model_fields, TABLES])

@@ -8,17 +8,26 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nestor.backends.sql import lookups
+from nestor.backends.sql import key_store, lookups
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.key_store import CACHE_S, NOTE_EVERY_S, SqlKeyStore
+from nestor.backends.sql.key_store import (
+    ASK_AGAIN_S,
+    BELIEVED_S,
+    CACHE_S,
+    NOTE_EVERY_S,
+    SqlKeyStore,
+    hash_of,
+)
 from nestor.backends.sql.lookups import LOOKUPS
 from nestor.errors import InvalidInput, NotFound, Unavailable
+from nestor.model.access import KeyLimits
 
 
 class Clock:
@@ -491,3 +500,260 @@ async def test_closing_over_a_database_that_refuses_does_not_raise(
         await store.close()
         other.execute("ALTER TABLE gone RENAME TO api_key")
     assert await store.check(secret), "a request that is still running"
+
+
+# What a key may spend.
+
+
+async def test_a_keys_limits_are_kept_listed_and_carried(
+    store: SqlKeyStore, database: Database
+) -> None:
+    limits = KeyLimits(usd=Decimal("5.50"), tokens=1000, rpm=60, tpm=500)
+    key, secret = await store.create("a", ["model"], limits)
+    assert key.limits == limits
+    assert str(key.limits.usd) == "5.5"
+    for one in (store, SqlKeyStore(database)):
+        principal = await one.check(secret)
+        assert principal is not None
+        assert principal.limits == limits
+        assert [listed.limits for listed in await one.all()] == [limits]
+        await one.close()
+
+
+async def test_a_key_without_limits_has_none(store: SqlKeyStore) -> None:
+    for limits in (None, KeyLimits()):
+        key, secret = await store.create("a", ["model"], limits)
+        assert key.limits is None
+        principal = await store.check(secret)
+        assert principal is not None
+        assert principal.limits is None
+    _, secret = await store.create("t", ["task:a", "model"], KeyLimits())
+    assert await store.check(secret)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fields"),
+    [
+        (KeyLimits(usd=Decimal(0)), ["limits.usd"]),
+        (KeyLimits(usd=Decimal(-1)), ["limits.usd"]),
+        (KeyLimits(usd=Decimal("NaN")), ["limits.usd"]),
+        (KeyLimits(usd=Decimal("sNaN")), ["limits.usd"]),
+        (KeyLimits(usd=Decimal("Infinity")), ["limits.usd"]),
+        (KeyLimits(usd=Decimal("1E-13")), ["limits.usd"]),
+        (KeyLimits(usd=Decimal("1E+999999")), ["limits.usd"]),
+        (KeyLimits(tokens=0, rpm=-1), ["limits.tokens", "limits.rpm"]),
+        (KeyLimits(tpm=10**18), ["limits.tpm"]),
+    ],
+)
+async def test_a_limit_that_is_none_is_refused_by_its_name(
+    store: SqlKeyStore, limits: KeyLimits, fields: list[str]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await store.create("x", ["model"], limits)
+    assert [error.field for error in caught.value.errors] == fields
+    assert await store.all() == []
+
+
+async def test_a_tasks_key_has_no_limits_of_its_own(store: SqlKeyStore) -> None:
+    with pytest.raises(InvalidInput, match="limits: a task's key has none"):
+        await store.create("x", ["task:a", "model"], KeyLimits(rpm=1))
+
+
+# The database is away.
+
+
+@asynccontextmanager
+async def away(folder: Path, database: Database) -> AsyncIterator[None]:
+    """The database's folder is not where it was, and nothing has a file of it open."""
+    await database._engine.dispose()
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    try:
+        yield
+    finally:
+        await database._engine.dispose()
+        elsewhere.rename(folder)
+
+
+@pytest.fixture
+async def movable(tmp_path: Path) -> AsyncIterator[tuple[Path, Counted]]:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    async with Counted.open(f"sqlite:///{folder / 'nestor.db'}") as database:
+        yield folder, database
+
+
+async def test_a_key_that_was_good_is_good_for_a_while_without_the_database(
+    movable: tuple[Path, Counted], clock: Clock
+) -> None:
+    folder, database = movable
+    store = SqlKeyStore(database, monotonic=clock)
+    limits = KeyLimits(rpm=60)
+    _, secret = await store.create("ci", ["read"], limits)
+    _, never_used = await store.create("new", ["read"])
+    key, revoked = await store.create("old", ["read"])
+    good = await store.check(secret)
+    assert good is not None
+    assert await store.check(revoked)
+    await store.revoke(key.id)
+    async with away(folder, database):
+        for clock.seconds in (CACHE_S + 1, 60, BELIEVED_S - 1):
+            assert await store.check(secret) == good
+            for other in (never_used, revoked, guess()):
+                with pytest.raises(Unavailable):
+                    await store.check(other)
+        clock.seconds = BELIEVED_S
+        with pytest.raises(Unavailable):
+            await store.check(secret)
+    assert await store.check(secret) == good
+    assert await store.check(never_used)
+    assert await store.check(revoked) is None
+    assert BELIEVED_S == 600
+    await store.close()
+
+
+async def test_without_the_database_good_keys_cost_one_look_a_second(
+    movable: tuple[Path, Counted], clock: Clock
+) -> None:
+    folder, database = movable
+    store = SqlKeyStore(database, monotonic=clock)
+    secrets = [(await store.create(str(n), ["read"]))[1] for n in range(20)]
+    assert all([await store.check(secret) for secret in secrets])
+    async with away(folder, database):
+        clock.seconds = CACHE_S + 1
+        assert await store.check(secrets[0])
+        reads = database.reads
+        for _ in range(10):
+            assert all([await store.check(secret) for secret in secrets])
+        assert database.reads == reads
+        clock.seconds += ASK_AGAIN_S
+        assert await store.check(secrets[0])
+        assert database.reads == reads + 1
+    await store.close()
+
+
+async def test_a_key_revoked_elsewhere_is_refused_once_the_database_is_back(
+    movable: tuple[Path, Counted], clock: Clock
+) -> None:
+    folder, database = movable
+    store = SqlKeyStore(database, monotonic=clock)
+    key, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    clock.seconds = CACHE_S + 1
+    async with away(folder, database):
+        assert await store.check(secret)
+        url = f"sqlite:///{folder.with_name('elsewhere') / 'nestor.db'}"
+        async with Database.open(url) as theirs:
+            await SqlKeyStore(theirs).revoke(key.id)
+        assert await store.check(secret)
+    clock.seconds += ASK_AGAIN_S
+    assert await store.check(secret) is None
+    assert await store.check(secret) is None
+    await store.close()
+
+
+@pytest.mark.parametrize("how", ["key", "scope"])
+async def test_a_key_that_could_not_be_revoked_here_is_not_believed(
+    movable: tuple[Path, Counted], clock: Clock, how: str
+) -> None:
+    folder, database = movable
+    store = SqlKeyStore(database, monotonic=clock)
+    key, secret = await store.create("ci", ["task:a"])
+    _, other = await store.create("other", ["read"])
+    assert await store.check(secret)
+    assert await store.check(other)
+    async with away(folder, database):
+        revoking = {"key": store.revoke, "scope": store.revoke_scope}[how]
+        with pytest.raises(Unavailable):
+            await revoking({"key": key.id, "scope": "task:a"}[how])
+        with pytest.raises(Unavailable):
+            await store.check(secret)
+        assert await store.check(other)
+    await store.close()
+
+
+async def test_a_database_that_hangs_holds_a_good_key_up_for_a_second_at_most(
+    counted: Counted, clock: Clock
+) -> None:
+    store = SqlKeyStore(counted)
+    keys = [await store.create(str(n), ["read"]) for n in range(10)]
+    for _, secret in keys:
+        assert await store.check(secret)
+    await asyncio.sleep(CACHE_S)
+    counted.hold = asyncio.Event()
+    for attempt in range(3):
+        began = time.monotonic()
+        found = await asyncio.gather(*(store.check(secret) for _, secret in keys))
+        assert all(found)
+        # Waited for once; who comes while that still hangs is not held up.
+        assert time.monotonic() - began < (4 if attempt == 0 else 0.9)
+    assert counted.at_once <= LOOKUPS
+    await SqlKeyStore(await _another(counted)).revoke(keys[0][0].id)
+    counted.hold.set()
+
+    async def is_refused() -> bool:
+        return await store.check(keys[0][1]) is None
+
+    await until(is_refused)
+    await store.close()
+
+
+async def _another(database: Database) -> Database:
+    """The same, not counted and not held."""
+    return Database(database._engine, database.url)
+
+
+async def test_a_locked_file_is_no_outage_for_keys(
+    movable: tuple[Path, Counted],
+) -> None:
+    """Another program has the file to itself: SQLite waits for it for long."""
+    folder, database = movable
+    store = SqlKeyStore(database)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+    await database._engine.dispose()
+    with closing(sqlite3.connect(folder / "nestor.db")) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE theirs (x)")
+        other.commit()
+        await asyncio.sleep(CACHE_S)
+        began = time.monotonic()
+        for _ in range(20):
+            assert await store.check(secret)
+        assert time.monotonic() - began < 5
+    await store.close()
+
+
+async def test_a_use_without_the_database_is_noted_and_written_later(
+    movable: tuple[Path, Counted],
+) -> None:
+    folder, database = movable
+    day = Day()
+    store = SqlKeyStore(database, now=day, note_every_s=0.05)
+    _, secret = await store.create("ci", ["read"])
+    assert await store.check(secret)
+
+    async def written() -> bool:
+        return await last_used(SqlKeyStore(database)) == day.now
+
+    await until(written)
+    async with away(folder, database):
+        day.now += timedelta(minutes=3)
+        assert await store.check(secret)
+        await asyncio.sleep(0.3)  # several attempts
+    await until(written)
+    await store.close()
+
+
+async def test_what_is_known_is_bounded_and_the_latest_stay(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_store, "_CACHE_ENTRIES", 3)
+    store = SqlKeyStore(database, monotonic=clock)
+    secrets = [(await store.create(str(n), ["read"]))[1] for n in range(5)]
+    for secret in (*secrets[:3], secrets[0], *secrets[3:]):
+        clock.seconds += CACHE_S + 1
+        assert await store.check(secret)
+    assert set(store._known) == {hash_of(secrets[n]) for n in (0, 3, 4)}
+    await store.close()

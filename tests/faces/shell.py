@@ -15,10 +15,11 @@ import msgspec
 from litestar import Request, delete, get, post
 from litestar.params import QueryParameter
 from litestar.response import Stream
+from msgspec.structs import asdict
 
 from nestor import errors
 from nestor.errors import NotFound
-from nestor.model.access import ApiKey, PageLink, PageSession, Principal
+from nestor.model.access import ApiKey, KeyLimits, PageLink, PageSession, Principal
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.ids import new_id
 from nestor.telemetry.access_log import AccessLog
@@ -51,10 +52,16 @@ class MemoryKeys:
         self.checked = 0
         self.down = False
 
-    async def create(self, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
+    async def create(
+        self, name: str, scopes: Sequence[str], limits: KeyLimits | None = None
+    ) -> tuple[ApiKey, str]:
         secret = secrets.token_urlsafe(24)
         key = ApiKey(
-            id=new_id(), name=name, scopes=list(scopes), created_at=datetime.now(UTC)
+            id=new_id(),
+            name=name,
+            scopes=list(scopes),
+            created_at=datetime.now(UTC),
+            limits=limits,
         )
         self._keys[secret] = (key, frozenset(scopes))
         return key, secret
@@ -64,7 +71,10 @@ class MemoryKeys:
         if self.down:
             raise errors.Unavailable("the key store does not answer")
         found = self._keys.get(secret)
-        return Principal(key_id=found[0].id, scopes=found[1]) if found else None
+        if found is None:
+            return None
+        key, held = found
+        return Principal(key_id=key.id, scopes=held, limits=key.limits)
 
     async def all(self) -> list[ApiKey]:
         return [key for key, _ in self._keys.values()]
@@ -295,7 +305,7 @@ def small_app(nestor: SmallNestor, layer: str = "coordinator") -> LayerApp:
         nestor,
         HANDLERS,
         dependencies=dependencies,
-        access_log=AccessLog(nestor.access.extend),
+        access_log=AccessLog(lambda lines: nestor.access.extend(map(asdict, lines))),
     )
 
 

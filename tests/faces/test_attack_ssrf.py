@@ -87,7 +87,7 @@ async def test_s2_a_redirect_is_not_followed(
                 body = {**ASK, "model": "remote", "stream": streamed}
                 reply = await s.call("coordinator", "POST", CHAT, json=body)
                 assert reply.status == 502, reply.body
-                assert "redirects are not followed" in reply.json["detail"]
+                assert "redirects are not followed" in str(reply.json)
 
     assert len(far.requests) == len(moved), "each was asked once, and nobody else"
     assert near.requests == thief.requests == []
@@ -147,7 +147,7 @@ async def test_s3_the_address_that_was_checked_is_the_one_that_is_called() -> No
             far = client(session, f"http://{NAME}:{model.port}/v1")
             reply = await far.complete(ASK)
 
-    assert reply.text == "yes"
+    assert reply.body["choices"][0]["message"]["content"] == "yes"
     assert names.asked == 1
     assert model.chats[0].headers["host"] == f"{NAME}:{model.port}"
 
@@ -220,7 +220,7 @@ async def test_s3_the_running_stack_looks_names_up_that_way(
         reply = await s.call("coordinator", "POST", CHAT, json=ASK)
 
     assert reply.status in {502, 503}, reply.body
-    assert f"{NAME} leads to {METADATA}" in reply.json["detail"]
+    assert f"{NAME} leads to {METADATA}" in str(reply.json)
 
 
 # S5: the provider's key goes to the provider.

@@ -7,7 +7,7 @@ import pytest
 from tests.faces.test_attack_ssrf import ASK, CHAT, METADATA, stack
 from tests.servers.scripted_model import Rule, ScriptedModel
 
-from nestor.coordinator.chat import check_chat
+from nestor.coordinator.dialects.openai import OpenAI
 from nestor.errors import InvalidInput
 
 ELSEWHERE = "http://127.0.0.1:1/v1"
@@ -47,7 +47,7 @@ async def test_s1_a_chat_cannot_say_where_it_goes(tmp_path: Path) -> None:
                     body = {**ASK, "stream": stream, name: value}
                     reply = await s.call("coordinator", "POST", CHAT, json=body)
                     assert reply.status == 400, (name, reply.body)
-                    assert reply.json["errors"][0]["field"] == name
+                    assert reply.json["error"]["param"] == name
 
     assert model.requests == []
 
@@ -110,7 +110,7 @@ async def test_s1_a_model_server_is_not_sent_to_fetch_for_a_caller(
                 body = {"messages": [{"role": "user", "content": content}]}
                 reply = await s.call("coordinator", "POST", CHAT, json=body)
                 assert reply.status == 400, (part, reply.body)
-                named = reply.json["errors"][0]["field"]
+                named = reply.json["error"]["param"]
                 assert named == f"messages.0.{where}.{field}"
 
     assert model.requests == []
@@ -153,7 +153,7 @@ async def test_s1_at_no_depth_of_a_chat_is_an_address_taken(
         reply = await s.call("coordinator", "POST", CHAT, json={**ASK, **given})
 
     assert reply.status == 400, reply.body
-    assert reply.json["errors"][0]["field"] == field
+    assert reply.json["error"]["param"] == field
     assert model.requests == []
 
 
@@ -169,7 +169,7 @@ async def test_s1_what_is_nested_too_deep_to_look_at_is_refused(tmp_path: Path) 
             body = {**ASK, "x": nested(levels)}
             reply = await s.call("coordinator", "POST", CHAT, json=body)
             assert reply.status == status, reply.body
-        assert "nested deeper than 32" in reply.json["detail"]
+        assert "nested deeper than 32" in reply.json["error"]["message"]
 
     assert len(model.requests) == 1
 
@@ -184,8 +184,8 @@ async def test_s1_neither_tools_nor_the_models_name_are_addresses(
             "coordinator", "POST", CHAT, json={**ASK, "model": ELSEWHERE}
         )
 
-    assert tools.json["errors"][0]["field"] == "tools.0.server_url"
-    assert named.json["errors"][0]["field"] == "model"
+    assert tools.json["error"]["param"] == "tools.0.server_url"
+    assert named.json["error"]["param"] == "model"
     assert (tools.status, named.status) == (400, 404)
     assert model.requests == []
 
@@ -214,4 +214,4 @@ async def test_s1_no_other_call_takes_an_address(tmp_path: Path) -> None:
 def test_s1_looking_for_addresses_has_an_end() -> None:
     ask = {"messages": [{"role": "user", "content": [{}] * 30_000}]}
     with pytest.raises(InvalidInput, match="more than 20000 objects"):
-        check_chat(ask)
+        OpenAI().check(ask)

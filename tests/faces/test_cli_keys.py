@@ -35,13 +35,58 @@ def test_the_list_shows_last_use_never_and_what_is_revoked(
     stack.says("GET", "/keys", Reply(200, {"keys": KEYS}))
     done = cli("key", "list")
     head, first, second = done.stdout.splitlines()
-    assert head.split() == ["id", "name", "scopes", "created", "last", "used", "state"]
+    columns = "id name scopes created last used spent a minute state"
+    assert head.split() == columns.split()
     assert first.split()[0] == FIRST
-    assert first.split()[-2:] == ["2026-02-03T04:05:06Z", "good"]
-    assert second.split()[-3:] == ["never", "revoked", "2026-03-04T05:06:07Z"]
+    assert first.split()[-4:] == ["2026-02-03T04:05:06Z", "-", "-", "good"]
+    assert second.split()[-5:] == ["never", "-", "-", "revoked", "2026-03-04T05:06:07Z"]
     assert json.loads(cli("key", "list", "--json").stdout) == {"keys": KEYS}
     shown = cli.on_a_terminal("key", "list", columns=70)[1]
     assert FIRST in shown, "an id is whole even where there is little room"
+
+
+def test_limits_stand_beside_what_is_spent(stack: FakeStack, cli: Cli) -> None:
+    limits = {"usd": "5", "tokens": 1000, "rpm": 60, "tpm": 500}
+    some = {"usd": None, "tokens": 9, "rpm": None, "tpm": None}
+    listed = [
+        key(FIRST, limits=limits, spent={"usd": "0.000092", "tokens": 18}),
+        key(SECOND, limits=some, spent=None),
+        key("none", limits=None, spent=None),
+    ]
+    stack.says("GET", "/keys", Reply(200, {"keys": listed}))
+    _, first, second, third = cli("key", "list").stdout.splitlines()
+    assert "0.000092 of 5 USD, 18 of 1000 tokens" in first
+    assert "60 requests, 500 tokens" in first
+    assert "unknown of 9 tokens" in second
+    assert second.split()[-2:] == ["-", "good"]
+    assert third.split()[-4:] == ["never", "-", "-", "good"]
+
+
+def test_limits_are_sent_as_they_are_given(stack: FakeStack, cli: Cli) -> None:
+    stack.says("POST", "/keys", Reply(201, key(FIRST) | {"key": "nst_secret"}))
+    arguments = ["key", "create", "--name", "x", "--scope", "model"]
+    limits = ["--usd", "0.50", "--tokens", "1000", "--rpm", "60", "--tpm", "500"]
+    assert cli(*arguments, *limits).returncode == 0
+    assert cli(*arguments, "--usd", "5").returncode == 0
+    assert [asked["body"].get("limits") for asked in stack.asked] == [
+        {"usd": "0.50", "tokens": 1000, "rpm": 60, "tpm": 500},
+        {"usd": "5"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        *(["--usd", wrong] for wrong in ("0", "-1", "NaN", "inf", "five", "")),
+        *([name, wrong] for name in ("--tokens", "--rpm", "--tpm") for wrong in "0x"),
+    ],
+)
+def test_a_limit_that_is_none_ends_with_2_and_makes_no_key(
+    stack: FakeStack, cli: Cli, limit: list[str]
+) -> None:
+    done = cli("key", "create", "--name", "x", "--scope", "model", *limit)
+    assert (done.returncode, done.stdout, stack.asked) == (2, "", [])
+    assert limit[0] in done.stderr
 
 
 def test_a_hostile_name_is_shown_inert(stack: FakeStack, cli: Cli) -> None:

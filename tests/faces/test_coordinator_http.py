@@ -15,6 +15,7 @@ from tests.faces.shell import SERVICE_KEY, MemorySessions
 from tests.servers.coordinator_rig import Rig, rig
 from tests.servers.scripted_model import Rule
 
+from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.web import coordinator
 from nestor.web.app import create_app
@@ -55,6 +56,8 @@ async def face(folder: Path, **rules: Any) -> AsyncIterator[Face]:
             service_key=SERVICE_KEY,
             sessions=MemorySessions(),
             coordinator=r.coordinator,
+            budgets=SqlBudgetStore(r.database),
+            ledger=r.ledger,
         )
         app = create_app(
             "coordinator",
@@ -203,12 +206,12 @@ async def test_a_task_key_names_its_task_and_reaches_v1_alone(tmp_path: Path) ->
             json=ASK,
             headers={"x-nestor-iteration": "x"},
         )
-        (call,) = await f.rig.ledger.calls("t1")
+        (call,) = await f.rig.calls()
 
     assert status == 200
     assert (call.task_id, call.iteration) == ("t1", 4)
     assert refused == [403] * 5
-    assert (bad, problem["errors"][0]["field"]) == (400, "x-nestor-iteration")
+    assert (bad, problem["error"]["param"]) == (400, "x-nestor-iteration")
 
 
 async def test_scopes_hold(tmp_path: Path) -> None:
@@ -270,8 +273,8 @@ async def test_an_upstreams_error_gets_the_right_status(
             got, body, headers = await f.call(
                 "POST", "/v1/chat/completions", json={**ASK, "stream": stream}
             )
-            assert (got, body["status"]) == (status, status)
-            assert headers["content-type"] == "application/problem+json"
+            assert (got, headers["content-type"]) == (status, "application/json")
+            assert body["error"]["message"].count("local: HTTP") == 1
     if status == 429:
         assert headers["retry-after"] == "9"
 
@@ -282,7 +285,7 @@ async def test_s1_an_address_in_the_body_is_refused(tmp_path: Path) -> None:
             "POST", "/v1/chat/completions", json={**ASK, "api_base": "http://x/v1"}
         )
 
-    assert (status, body["errors"][0]["field"]) == (400, "api_base")
+    assert (status, body["error"]["param"]) == (400, "api_base")
     assert f.rig.local.requests == []
 
 
@@ -295,3 +298,26 @@ async def test_stats_are_plain_json(tmp_path: Path) -> None:
     assert body["routes"] == {"local": 1}
     assert body["calls"][0]["cost_usd"] == "0.000092"
     assert body["deployments"][0]["breaker"]["state"] == "closed"
+
+
+async def test_an_unknown_model_is_a_documented_404_of_each_dialect(
+    tmp_path: Path,
+) -> None:
+    asks: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": ASK,
+        "/v1/messages": {**ASK, "max_tokens": 5},
+        "/v1/responses": {"input": "hi"},
+    }
+    async with face(tmp_path, local=[Rule(reply="42")]) as f:
+        _, document, _ = await f.call("GET", "/schema/openapi.json")
+        for path, ask in asks.items():
+            status, body, headers = await f.call(
+                "POST", path, json={**ask, "model": "gpt-9"}
+            )
+            assert status == 404
+            assert "gpt-9" in body["error"]["message"]
+            assert headers["content-type"] == "application/json"
+            told = document["paths"][path]["post"]["responses"]["404"]
+            assert "application/json" in told["content"]
+
+    assert f.rig.local.requests == []

@@ -1,15 +1,20 @@
 """Keys over HTTP: made, listed and revoked by an admin; believed by every layer."""
 
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.faces.whole import Whole, whole
 
+from nestor.backends.sql.budget_store import charge
+from nestor.backends.sql.database import Database
 from nestor.model.access import SCOPES
+from nestor.model.routing import Charge
 
 OTHERS = sorted(SCOPES - {"admin"})
+MODEL: dict[str, Any] = {"name": "x", "scopes": ["model"]}
 LOOK = {"ralph": "/status", "aidb": "/documents", "coordinator": "/stats"}
 
 
@@ -36,6 +41,8 @@ async def test_a_secret_is_shown_once_and_its_last_use_is_listed(face: Whole) ->
         **{name: made.json[name] for name in ("id", "name", "scopes", "created_at")},
         "revoked_at": None,
         "last_used_at": None,
+        "limits": None,
+        "spent": None,
     }
     for layer, path in LOOK.items():
         assert (await face.call(layer, "GET", path, key=secret)).status == 200
@@ -108,6 +115,19 @@ async def test_revoking_what_is_not_there_is_a_404(face: Whole, key_id: str) -> 
         ({"name": "", "scopes": ["read"]}, "name"),
         ({"name": "a\nb", "scopes": ["read"]}, "name"),
         ({"name": "x", "scopes": ["read"], "budget": {"usd": "1"}}, "budget"),
+        ({**MODEL, "limits": {"usd": 0}}, "limits.usd"),
+        ({**MODEL, "limits": {"usd": "-1"}}, "limits.usd"),
+        ({**MODEL, "limits": {"usd": "NaN"}}, "limits.usd"),
+        ({**MODEL, "limits": {"usd": "many"}}, "limits.usd"),
+        ({**MODEL, "limits": {"usd": "1E-13"}}, "limits.usd"),
+        ({**MODEL, "limits": {"usd": "1000000.01"}}, "limits.usd"),
+        ({**MODEL, "limits": {"tokens": 0}}, "limits.tokens"),
+        ({**MODEL, "limits": {"tokens": 1.5}}, "limits.tokens"),
+        ({**MODEL, "limits": {"rpm": -1}}, "limits.rpm"),
+        ({**MODEL, "limits": {"tpm": 10**16}}, "limits.tpm"),
+        ({**MODEL, "limits": {"seconds": 1}}, "limits.seconds"),
+        ({**MODEL, "limits": 5}, "limits"),
+        ({"name": "x", "scopes": ["task:a"], "limits": {"usd": 1}}, "limits"),
         ({"name": "x", "scopes": ["read"], "id": "admin"}, "id"),
         ({"name": "x", "scopes": ["read"], "key": "nst_mine"}, "key"),
         ({"name": "x", "scopes": ["read"], "last_used_at": None}, "last_used_at"),
@@ -151,3 +171,33 @@ async def test_a_key_made_for_a_task_reaches_the_models_and_nothing_else(
     assert reached.status == 200
     for layer, path in LOOK.items():
         assert (await face.call(layer, "GET", path, key=key)).status == 403
+
+
+async def test_a_keys_limits_are_listed_beside_what_it_has_spent(face: Whole) -> None:
+    limits = {"usd": "5.00", "tokens": 1000, "rpm": 60, "tpm": 500}
+    kept = {**limits, "usd": "5"}
+    made = await face.call(
+        "coordinator", "POST", "/keys", json={**MODEL, "limits": limits}
+    )
+    assert (made.status, made.json["limits"]) == (201, kept)
+    for name, other in (("a number", {"usd": 0.25}), ("none", {}), ("null", None)):
+        body = {**MODEL, "name": name, "limits": other}
+        reply = await face.call("coordinator", "POST", "/keys", json=body)
+        assert reply.status == 201
+    url = f"sqlite:///{face.nestor.settings.home / 'nestor.db'}"
+    async with Database.open(url, migrate=False) as database:
+        account = f"key:{made.json['id']}"
+        cost = Charge(account=account, usd=Decimal("0.000092"), tokens=18)
+        async with database.write() as connection:
+            await charge(database, connection, holder="h", charges=[cost])
+    found = await listed(face)
+    assert (found["x"]["limits"], found["x"]["spent"]) == (
+        kept,
+        {"usd": "0.000092", "tokens": 18},
+    )
+    nothing = {"usd": "0", "tokens": 0}
+    only_usd = {"usd": "0.25", "tokens": None, "rpm": None, "tpm": None}
+    assert found["a number"]["limits"] == only_usd
+    assert found["a number"]["spent"] == nothing
+    for name in ("none", "null"):
+        assert (found[name]["limits"], found[name]["spent"]) == (None, None)

@@ -13,18 +13,29 @@ from tests.servers.scripted_model import Rule, ScriptedModel
 
 from nestor.aidb.extract import answer_by_extraction
 from nestor.aidb.service import Aidb
+from nestor.backends.files.call_journal import FileCallJournal
 from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.openai.client import OpenAIClient
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
+from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
+from nestor.backends.sql.interaction_store import SqlInteractionStore
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.backends.sql.task_store import SqlTaskStore
-from nestor.coordinator.budget import within_budget
+from nestor.coordinator.budgets import Budgets
+from nestor.coordinator.gateway import Whole
+from nestor.coordinator.limits import Caller
+from nestor.coordinator.metering import Metering
+from nestor.coordinator.pool import Pool
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Unavailable
 from nestor.model.knowledge import ContextRequest, ContextResult
-from nestor.model.routing import Deployment, ModelCall, Side
+from nestor.model.routing import Deployment, Dialect, ModelCall, Side
+from nestor.model.task import Budget
+from nestor.ports.call_journal import Settled
+from nestor.resilience.answer_cache import MemoryAnswers
+from nestor.resilience.quota import MovingQuota
 from nestor.telemetry.learning_client import LearningClient
 
 
@@ -43,10 +54,10 @@ class Ledger(SqlCallLedger):
 
     down = False
 
-    async def record(self, call: ModelCall) -> None:
+    async def fold(self, settled: Settled) -> int:
         if self.down:
             raise Unavailable("the database does not answer")
-        await super().record(call)
+        return await super().fold(settled)
 
 
 class Knowledge(Aidb):
@@ -60,6 +71,23 @@ class Knowledge(Aidb):
         return await super().get_context(request)
 
 
+class Answer:
+    """What the gateway said: ``body`` of a whole answer, or events to iterate."""
+
+    def __init__(self, done: Any) -> None:
+        self.done = done
+        self.streamed = not isinstance(done, Whole)
+        self.headers = {name.decode(): value.decode() for name, value in done.headers}
+        self.body: dict[str, Any] = {} if self.streamed else json.loads(done.body)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces: AsyncIterator[bytes] = self.done.__aiter__()
+        return pieces
+
+    async def aclose(self) -> None:
+        await self.done.aclose()
+
+
 @dataclass
 class Rig:
     coordinator: Coordinator
@@ -71,6 +99,29 @@ class Rig:
     remote: ScriptedModel
     clock: Clock
     tasks: SqlTaskStore
+
+    async def chat(
+        self,
+        request: dict[str, Any],
+        *,
+        task_id: str | None = None,
+        iteration: int | None = None,
+        dialect: Dialect = Dialect.OPENAI,
+        caller: Caller | None = None,
+    ) -> Answer:
+        """Ask through the gateway."""
+        who = caller or Caller(key_id="k1", task_id=task_id, iteration=iteration)
+        size = len(json.dumps(request))
+        return Answer(
+            await self.coordinator.gateway.ask(
+                dialect, request, caller=who, request_bytes=size
+            )
+        )
+
+    async def calls(self, task_id: str = "t1") -> list[ModelCall]:
+        """All calls of a task that have ended."""
+        await self.coordinator.metering.fold_now()
+        return await self.ledger.calls(task_id)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Events of one type, as they stand in the file."""
@@ -119,15 +170,27 @@ async def rig(
         ]
         ledger = Ledger(database)
         tasks = SqlTaskStore(database)
+        learning = LearningClient(log, "coordinator")
+        journal = FileCallJournal(folder / "calls")
+        pool = Pool(timer=clock)
+        pool.load([(d, OpenAIClient(d, session)) for d in deployments])
+
+        async def budget_of(task_id: str) -> Budget:
+            return (await tasks.get(task_id)).budget
+
         coordinator = Coordinator(
-            deployments=deployments,
-            clients={d.name: OpenAIClient(d, session) for d in deployments},
+            pool=pool,
+            metering=Metering(ledger, journal, learning),
+            budgets=Budgets(SqlBudgetStore(database), journal.id),
+            quota=MovingQuota(),
+            answers=MemoryAnswers(),
             ledger=ledger,
+            interactions=SqlInteractionStore(database),
+            budget_of=budget_of,
             knowledge=aidb,
             extract=answer_by_extraction,
-            learning=LearningClient(log, "coordinator"),
+            learning=learning,
             routing_default=default,
-            may_spend=within_budget(tasks, ledger),
             timer=clock,
         )
         await coordinator.start()

@@ -1,8 +1,9 @@
 """The scripted stand-in for a model: a real HTTP server whose answers are written down.
 
-It speaks OpenAI's chat completions, streamed and not, and ``/v1/models``. It computes
-nothing: each answer comes from a rule of its script, so that a test decides what "the
-model" says, how slowly, and how it fails. Every request is kept for assertions.
+It speaks OpenAI's chat completions and Anthropic's messages, streamed and not, OpenAI's
+embeddings, and ``/v1/models``. It computes nothing: each answer comes from a rule of its
+script, so that a test decides what "the model" says, how slowly, and how it fails. Every
+request is kept for assertions, with what the provider would put on the bill for it.
 
 In a test::
 
@@ -28,38 +29,12 @@ from typing import Any, Self
 
 import msgspec
 from aiohttp import web
+from tests.servers import scripted_answers as answers
+from tests.servers.scripted_answers import Rule
 
+from nestor.model.task import Usage
 
-class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One answer, and when to give it. The first rule whose conditions all hold answers.
-
-    ``when``: must occur in the newest messages (those after the last assistant message);
-    ``re:…`` is a regular expression. ``anywhere``: the same, over the whole conversation.
-    ``nth``: the n-th request of this server, from 1. ``times``: at most so many answers.
-    """
-
-    when: str | None = None
-    anywhere: str | None = None
-    nth: int | None = None
-    times: int | None = None
-    model: str | None = None
-
-    reply: str = ""
-    tool_calls: list[dict[str, Any]] = []
-    """``{"name": …, "arguments": {…}}``, or OpenAI's own shape."""
-    usage: dict[str, Any] | None = msgspec.field(
-        default_factory=lambda: {"prompt_tokens": 11, "completion_tokens": 7}
-    )
-    """None: the server reports no usage, as some do."""
-    status: int = 200
-    headers: dict[str, str] = {}
-    delay_s: float = 0.0
-    """Before the first byte."""
-    chunk_delay_s: float = 0.0
-    cut_after_chunks: int | None = None
-    """The connection breaks after so many SSE events (the first one has no text)."""
-    raw: str | None = None
-    """Sent instead of everything above, as the body."""
+__all__ = ["Recorded", "Rule", "ScriptedModel"]
 
 
 class Recorded(msgspec.Struct, kw_only=True):
@@ -70,8 +45,16 @@ class Recorded(msgspec.Struct, kw_only=True):
     headers: dict[str, str]
     body: Any
     rule: int | None = None
+    billed: Usage | None = None
+    """What this request cost: said in the answer, or not, as it may have been cut. None:
+    nothing (an error), or the script does not say."""
     disconnected: bool = False
     """The client let go before the answer was complete."""
+
+    @property
+    def dialect(self) -> str:
+        """Whose words the request is in."""
+        return "anthropic" if self.path.endswith("/messages") else "openai"
 
 
 class ScriptedModel:
@@ -99,9 +82,32 @@ class ScriptedModel:
         return f"http://127.0.0.1:{self.port}/v1"
 
     @property
+    def anthropic_url(self) -> str:
+        """Base URL as Anthropic's SDKs take it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def chats(self) -> list[Recorded]:
         """Requests for an answer."""
-        return [r for r in self.requests if r.path.endswith("/chat/completions")]
+        ends = ("/chat/completions", "/messages")
+        return [r for r in self.requests if r.path.endswith(ends)]
+
+    @property
+    def embeddings(self) -> list[Recorded]:
+        """Requests for embeddings."""
+        return [r for r in self.requests if r.path.endswith("/embeddings")]
+
+    @property
+    def billed(self) -> Usage:
+        """All bills added up."""
+        bills = [r.billed for r in self.requests if r.billed is not None]
+        return Usage(
+            input_tokens=sum(bill.input_tokens or 0 for bill in bills),
+            output_tokens=sum(bill.output_tokens or 0 for bill in bills),
+            cached_tokens=sum(bill.cached_tokens or 0 for bill in bills),
+            cache_write_tokens=sum(bill.cache_write_tokens or 0 for bill in bills),
+            reasoning_tokens=sum(bill.reasoning_tokens or 0 for bill in bills),
+        )
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=32 * 1024 * 1024)
@@ -132,29 +138,33 @@ class ScriptedModel:
             body=body,
         )
         self.requests.append(seen)
-        if self.api_key and seen.headers.get("authorization") != (
-            f"Bearer {self.api_key}"
-        ):
-            return _error(401, "wrong API key")
+        given = seen.headers.get("x-api-key") or seen.headers.get("authorization")
+        if self.api_key and given not in {self.api_key, f"Bearer {self.api_key}"}:
+            return _error(seen, 401, "wrong API key")
         if request.path.endswith("/models"):
             data = [{"id": self.model, "object": "model", "owned_by": "script"}]
             return web.json_response({"object": "list", "data": data})
-        if not request.path.endswith("/chat/completions") or not isinstance(body, dict):
-            return _error(404, f"nothing at {request.path}")
+        asked = request.path.endswith(("/chat/completions", "/messages", "/embeddings"))
+        if not asked or not isinstance(body, dict):
+            return _error(seen, 404, f"nothing at {request.path}")
         try:
-            return await self._chat(request, seen, body)
+            return await self._answer(request, seen, body)
         except (asyncio.CancelledError, ConnectionResetError):
             seen.disconnected = True
             raise
 
-    async def _chat(
+    async def _answer(
         self, request: web.Request, seen: Recorded, body: dict[str, Any]
     ) -> web.StreamResponse:
         seen.rule = self._choose(body)
         if seen.rule is None:
-            return _error(501, f"the script has no rule for: {_newest(body)[-300:]!r}")
+            text = f"the script has no rule for: {_newest(body)[-300:]!r}"
+            return _error(seen, 501, text)
         rule = self.rules[seen.rule]
         self._given[seen.rule] = self._given.get(seen.rule, 0) + 1
+        embedding = seen.path.endswith("/embeddings")
+        if rule.status == 200 and rule.raw is None:
+            seen.billed = answers.billed(rule, embedding=embedding)
         await asyncio.sleep(rule.delay_s)
         if rule.raw is not None:
             kind = "text/event-stream" if body.get("stream") else "application/json"
@@ -164,14 +174,22 @@ class ScriptedModel:
                 headers={"content-type": kind, **rule.headers},
             )
         if rule.status != 200:
-            return _error(rule.status, rule.reply or "scripted error", rule.headers)
-        if body.get("stream"):
-            return await self._stream(request, rule, body)
-        return web.json_response(self._completion(rule), headers=rule.headers)
+            text = rule.reply or "scripted error"
+            return _error(seen, rule.status, text, rule.headers)
+        if embedding:
+            reply = answers.embeddings(rule, body, self.model)
+        elif body.get("stream"):
+            return await self._stream(request, rule, seen)
+        elif seen.dialect == "anthropic":
+            number = len(self.requests)
+            reply = answers.message(rule, f"msg_{number}", self.model, number)
+        else:
+            reply = answers.completion(rule, self._envelope(), len(self.requests))
+        return web.json_response(reply, headers=rule.headers)
 
     def _choose(self, body: dict[str, Any]) -> int | None:
-        newest, whole = _newest(body), _text(body.get("messages") or [])
-        number = len(self.chats)
+        newest, whole = _newest(body), _whole(body)
+        number = len(self.chats) + len(self.embeddings)
         for index, rule in enumerate(self.rules):
             if rule.nth is not None and rule.nth != number:
                 continue
@@ -183,99 +201,53 @@ class ScriptedModel:
                 return index
         return None
 
-    def _completion(self, rule: Rule) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": rule.reply or None}
-        if rule.tool_calls:
-            message["tool_calls"] = self._calls(rule)
-        done = {
-            **self._envelope("chat.completion"),
-            "choices": [
-                {"index": 0, "message": message, "finish_reason": _finish(rule)}
-            ],
-        }
-        if rule.usage is not None:
-            done["usage"] = _usage(rule.usage)
-        return done
-
     async def _stream(
-        self, request: web.Request, rule: Rule, body: dict[str, Any]
+        self, request: web.Request, rule: Rule, seen: Recorded
     ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"content-type": "text/event-stream", **rule.headers}
         )
         await response.prepare(request)
-        asked = (body.get("stream_options") or {}).get("include_usage")
-        events = self._events(rule, usage=bool(asked))
-        for sent, event in enumerate(events):
+        for sent, event in enumerate(self._events(rule, seen)):
             if sent == rule.cut_after_chunks:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
+            if sent == rule.error_after_chunks:
+                await response.write(_error_event(seen))
+                return response
             if sent:
                 await asyncio.sleep(rule.chunk_delay_s)
-            await response.write(f"data: {json.dumps(event)}\n\n".encode())
-        await response.write(b"data: [DONE]\n\n")
+            await response.write(event)
         return response
 
-    def _events(self, rule: Rule, *, usage: bool) -> list[dict[str, Any]]:
-        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        deltas += [{"content": part} for part in re.findall(r"\S+\s*|\s+", rule.reply)]
-        for number, call in enumerate(self._calls(rule)):
-            arguments = call["function"]["arguments"]
-            head = {**call, "function": {**call["function"], "arguments": ""}}
-            deltas.append({"tool_calls": [{"index": number, **head}]})
-            tail = {"index": number, "function": {"arguments": arguments}}
-            deltas.append({"tool_calls": [tail]})
-        envelope = self._envelope("chat.completion.chunk")
-        events = [
-            {**envelope, "choices": [_choice(delta, None)], "usage": None}
-            for delta in deltas
-        ]
-        events.append({**envelope, "choices": [_choice({}, _finish(rule))]})
-        if usage and rule.usage is not None:
-            events.append({**envelope, "choices": [], "usage": _usage(rule.usage)})
-        return events
+    def _events(self, rule: Rule, seen: Recorded) -> list[bytes]:
+        number = len(self.requests)
+        if seen.dialect == "anthropic":
+            return answers.message_events(rule, f"msg_{number}", self.model, number)
+        options = seen.body.get("stream_options") or {}
+        asked = bool(options.get("include_usage"))
+        return answers.chunks(rule, self._envelope(), number, asked_usage=asked)
 
-    def _calls(self, rule: Rule) -> list[dict[str, Any]]:
-        calls = []
-        for number, call in enumerate(rule.tool_calls):
-            if "function" in call:
-                calls.append(call)
-                continue
-            function = {
-                "name": call["name"],
-                "arguments": json.dumps(call.get("arguments", {})),
-            }
-            identity = f"call_{len(self.requests)}_{number}"
-            calls.append({"id": identity, "type": "function", "function": function})
-        return calls
-
-    def _envelope(self, kind: str) -> dict[str, Any]:
+    def _envelope(self) -> dict[str, Any]:
         identity = f"chatcmpl-{len(self.requests)}"
-        return {"id": identity, "object": kind, "created": 0, "model": self.model}
-
-
-def _choice(delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "finish_reason": finish}
-
-
-def _finish(rule: Rule) -> str:
-    return "tool_calls" if rule.tool_calls else "stop"
-
-
-def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    total = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
-    return {**usage, "total_tokens": total}
+        return {"id": identity, "created": 0, "model": self.model}
 
 
 def _error(
-    status: int, message: str, headers: dict[str, str] | None = None
+    seen: Recorded, status: int, text: str, headers: dict[str, str] | None = None
 ) -> web.Response:
-    return web.json_response(
-        {"error": {"message": message, "type": "scripted"}},
-        status=status,
-        headers=headers,
-    )
+    body: dict[str, Any] = {"error": {"message": text, "type": "scripted"}}
+    if seen.dialect == "anthropic":
+        body = answers.anthropic_error(status, text)
+    return web.json_response(body, status=status, headers=headers)
+
+
+def _error_event(seen: Recorded) -> bytes:
+    if seen.dialect == "anthropic":
+        return answers.anthropic_event(answers.anthropic_error(529, answers.OVERLOADED))
+    body = {"error": {"message": answers.OVERLOADED, "type": "scripted"}}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 def _matches(pattern: str | None, text: str) -> bool:
@@ -287,23 +259,39 @@ def _matches(pattern: str | None, text: str) -> bool:
 
 
 def _newest(body: dict[str, Any]) -> str:
-    """Text of the messages after the last one of the assistant."""
-    messages: list[dict[str, Any]] = body.get("messages") or []
+    """Text of the messages after the last one of the assistant, or of what is embedded."""
+    if "messages" not in body:
+        return _content(body.get("input"))
+    messages: list[dict[str, Any]] = body["messages"] or []
     roles = [message.get("role") for message in messages]
     start = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else 0
     return _text(messages[start:])
 
 
+def _whole(body: dict[str, Any]) -> str:
+    if "messages" not in body:
+        return _content(body.get("input"))
+    return "\n".join((_content(body.get("system")), _text(body["messages"] or [])))
+
+
 def _text(messages: list[dict[str, Any]]) -> str:
     parts = []
     for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            content = "\n".join(str(part.get("text", "")) for part in content)
-        parts.append(str(content or ""))
+        parts.append(_content(message.get("content")))
         if calls := message.get("tool_calls"):
             parts.append(json.dumps(calls))
     return "\n".join(parts)
+
+
+def _content(content: Any) -> str:
+    """Text of a content: a string, or blocks of either dialect, results of tools included."""
+    if isinstance(content, list):
+        return "\n".join(_content(part) for part in content)
+    if isinstance(content, dict):
+        if content.get("type") == "tool_use":
+            return json.dumps(content)
+        return str(content.get("text", "")) or _content(content.get("content"))
+    return str(content or "")
 
 
 async def _main(arguments: argparse.Namespace) -> None:

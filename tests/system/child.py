@@ -100,8 +100,9 @@ class Child:
     def events(self) -> list[dict[str, Any]]:
         """Every whole line of the telemetry."""
         path = self.home / "telemetry" / "unified-events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        # Texts hold other line ends than this one (U+2028), which JSON does not escape.
+        lines = path.read_text().split("\n") if path.exists() else []
+        return [json.loads(line) for line in lines if line]
 
     def _ready(self, stack: Stack) -> bool:
         try:

@@ -149,10 +149,11 @@ async def test_the_model_api_itself_is_reached(
             request("POST", f"/v1/{name}", body="{}")
             for name in ("chat/completions", "messages", "responses", "embeddings")
         ),
+        request("POST", "/v1/messages?beta=true", body="{}"),
     )
 
-    assert statuses == ["200"] * 5
-    assert len(upstream.seen) == 5
+    assert statuses == ["200"] * 6
+    assert upstream.seen[-1][1] == "/v1/messages?beta=true"
 
 
 TARGETS = [
@@ -161,7 +162,7 @@ TARGETS = [
     "/v1/../keys", "/v1/models/../../keys", "/v1/models/..%2f..%2fkeys",
     "/v1/%2e%2e/keys", "/v1/%252e%252e/keys", "/v1/%6dodels", "/v1%2fmodels",
     "/v1/models%00", "/v1/models%20", "/v1/models;a=b", "/v1/models?", "/v1/models?a=b",
-    "/v1/models#x", "/v1\\models", "/V1/models", "/v1/files", "/mcp",
+    "/v1/models#x", "/v1/messages?beta=false", "/v1/messages?beta=true&a=b", "/v1\\models", "/V1/models", "/v1/files", "/mcp",
     "http://127.0.0.1:8092/v1/models", "http://evil.invalid/v1/models",
     "//evil.invalid/v1/models", "*", "/v1/models\xa0", "/v1/chat/completions/x",
 ]  # fmt: skip

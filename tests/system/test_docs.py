@@ -28,7 +28,7 @@ FENCE = re.compile(
 )
 RUN, RUN_HERE = "run", "run in the project"
 NOT_RUN = re.compile(
-    r"not run: (needs a model of yours|it is what runs this page|it rewrites the recording)"
+    r"not run: (needs a model of yours|it is what runs this page|it rewrites the recording|it takes long and needs the peers)"
 )
 
 

@@ -346,6 +346,7 @@ async def test_links_among_the_tests_disturb_nobody(tmp_path: Path) -> None:
 async def test_a_huge_report_is_no_report(tmp_path: Path) -> None:
     repo = repository(tmp_path / "repo", {"x": ""})
     huge = "truncate -s 3G /report/report.xml; test -s y"
+    Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
 
     async with stack(tmp_path / "home") as nestor:
         done = await ended(nestor, task(repo, "echo y > y", test_command=huge))

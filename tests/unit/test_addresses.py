@@ -71,7 +71,8 @@ def test_trusted_proxies_are_kept_in_their_usual_form() -> None:
     "url",
     [
         *("http://:PASS@h", "h:6379", "redis://", "redis:///0", "redis://:PASS@"),
-        *("redis://h:99999", "redis://:PASS@h:0/0", "redis://:PASS@h:port", "unix://"),
+        *("redis://h:99999", "redis://:PASS@h:0/0", "redis://u:PASS", "unix://"),
+        "redis://:PASS@h:port",
         *("redis://:PASS@h/x", "redis://h/1/2", "redis://h/ 0", "redis://[::1"),
         *("redis://:PASS@h/0?db=x", "redis://h?db=-1", "REDIS://h", "redis:h", "127.1"),
         *("unix://host/path", "unix:///", "redis://:a#PASS@h", "redis://h/0#PASS"),

@@ -325,6 +325,34 @@ def test_each_turn_is_logged_and_measured(
     ]
 
 
+def test_it_tells_beforehand_whether_it_refuses(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    assert not breaker.refuses
+    fail(breaker, 5)
+    assert breaker.refuses
+    clock.now += 60
+    assert not breaker.refuses, "the probe may pass"
+    probe = breaker.admit()
+    assert breaker.refuses
+    probe.succeed()
+    assert not breaker.refuses
+
+
+def test_a_retired_one_is_no_longer_measured(clock: Clock) -> None:
+    old = CircuitBreaker("replaced", clock=clock)
+    out = [old.admit() for _ in range(5)]
+    old.retire()
+    assert gauge("replaced") is None
+    CircuitBreaker("replaced", clock=clock)
+    for permit in out:
+        permit.fail(Unavailable("down"))
+    old.retire()
+
+    assert old.state is OPEN
+    assert gauge("replaced") == 0, "what is shown is its replacement"
+
+
 class Out(NamedTuple):
     permit: Permit
     probe: bool
@@ -332,7 +360,7 @@ class Out(NamedTuple):
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """The breaker against a model of it: a state, a row, a time, an epoch."""
+    """The breaker against a model of it: a state, a row, shares, a time, an epoch."""
 
     out = Bundle("out")
 
@@ -340,8 +368,17 @@ class BreakerMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.breaker = CircuitBreaker(
-            "machine", failures=3, window_s=20, recovery_s=30, clock=self.clock
+            "machine",
+            failures=3,
+            window_s=20,
+            recovery_s=30,
+            error_ratio=0.5,
+            slow_ratio=0.75,
+            min_calls=4,
+            clock=self.clock,
         )
+        self.seen: list[tuple[int, bool, bool]] = []
+        """Tenth of the window, failed, slow."""
         self.state = CLOSED
         self.row: list[float] = []
         self.open_until = 0.0
@@ -368,16 +405,21 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.state is OPEN:
             self.state = HALF
             self.epoch += 1
+            self.seen = []
         self.probes = 1
         return Out(permit, True, self.epoch)
 
-    @rule(call=consumes(out))
-    def success(self, call: Out) -> None:
-        call.permit.succeed()
+    @rule(call=consumes(out), slow=st.booleans())
+    def success(self, call: Out, slow: bool) -> None:
+        call.permit.succeed(slow=slow)
         if call.epoch != self.epoch:
             return
         self.row = []
-        if call.probe:
+        if not call.probe:
+            self.weigh(failed=False, slow=slow)
+        elif slow:
+            self.opens()
+        else:
             self.turn(CLOSED)
 
     @rule(call=consumes(out))
@@ -388,8 +430,9 @@ class BreakerMachine(RuleBasedStateMachine):
         now = self.clock.now
         self.row = [t for t in self.row if t > now - 20] + [now]
         if call.probe or len(self.row) >= 3:
-            self.turn(OPEN)
-            self.open_until = max(self.open_until, now + 30)
+            self.opens()
+        else:
+            self.weigh(failed=True, slow=False)
 
     @rule(call=consumes(out))
     def cancelled(self, call: Out) -> None:
@@ -420,10 +463,25 @@ class BreakerMachine(RuleBasedStateMachine):
         self.epoch += self.state is OPEN
         self.turn(CLOSED)
 
+    def weigh(self, *, failed: bool, slow: bool) -> None:
+        tenth = int(self.clock.now // 2)
+        self.seen = [one for one in self.seen if one[0] > tenth - 10]
+        self.seen.append((tenth, failed, slow))
+        calls = len(self.seen)
+        failures = sum(one[1] for one in self.seen)
+        slow_calls = sum(one[2] for one in self.seen)
+        if calls >= 4 and (failures >= calls * 0.5 or slow_calls >= calls * 0.75):
+            self.opens()
+
+    def opens(self) -> None:
+        self.turn(OPEN)
+        self.open_until = max(self.open_until, self.clock.now + 30)
+
     def turn(self, state: BreakerState) -> None:
         self.state = state
         self.epoch += 1
         self.probes = 0
+        self.seen = []
 
     @invariant()
     def states_agree(self) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers.coordinator_rig import Rig, rig
+from tests.servers.coordinator_rig import Answer, Rig, rig
 from tests.servers.scripted_model import Rule
 
-from nestor.coordinator.chat import ChatReply, ChatStream
 from nestor.errors import InvalidInput, NotFound, Unavailable, UpstreamError
 from nestor.model.routing import ModelCall
 from nestor.model.task import Usage
@@ -21,15 +20,15 @@ COST = Decimal(11 * 2 + 7 * 10) / 1_000_000
 FULL = Usage(input_tokens=11, output_tokens=7)
 
 
-async def streamed(r: Rig, request: dict[str, Any] | None = None) -> ChatStream:
-    found = await r.coordinator.chat(request or STREAM, task_id="t1", iteration=1)
-    assert isinstance(found, ChatStream)
+async def streamed(r: Rig, request: dict[str, Any] | None = None) -> Answer:
+    found = await r.chat(request or STREAM, task_id="t1", iteration=1)
+    assert found.streamed
     return found
 
 
 async def settled(r: Rig) -> list[ModelCall]:
     await asyncio.sleep(0.05)
-    calls = await r.ledger.calls("t1")
+    calls = await r.calls()
     assert len(r.events("model_called")) == len(calls)
     return calls
 
@@ -38,10 +37,10 @@ async def test_an_answer_passes_with_tools_and_headers(tmp_path: Path) -> None:
     rule = Rule(tool_calls=[{"name": "bash", "arguments": {"cmd": "ls"}}])
     request = {**ASK, "tools": [{"type": "function"}], "parallel_tool_calls": False}
     async with rig(tmp_path, remote=[rule]) as r:
-        found = await r.coordinator.chat(request, task_id="t1", iteration=3)
+        found = await r.chat(request, task_id="t1", iteration=3)
         (call,) = await settled(r)
 
-    assert isinstance(found, ChatReply)
+    assert not found.streamed
     message = found.body["choices"][0]["message"]
     assert message["tool_calls"][0]["function"]["name"] == "bash"
     assert r.remote.chats[0].body == {**request, "model": "remote-model"}
@@ -179,9 +178,7 @@ async def test_a_caller_that_is_cancelled_while_waiting_is_settled(
     tmp_path: Path, request_: dict[str, Any]
 ) -> None:
     async with rig(tmp_path, local=[Rule(reply="late", delay_s=20)]) as r:
-        asking = asyncio.create_task(
-            r.coordinator.chat(request_, task_id="t1", iteration=1)
-        )
+        asking = asyncio.create_task(r.chat(request_, task_id="t1", iteration=1))
         while not r.local.chats:
             await asyncio.sleep(0.01)
         asking.cancel()
@@ -229,7 +226,7 @@ async def test_a_model_is_chosen_by_name(
     rules = [Rule(reply="ok")]
     request = ASK if model is None else {**ASK, "model": model}
     async with rig(tmp_path, local=rules, remote=rules) as r:
-        found = await r.coordinator.chat(request)
+        found = await r.chat(request)
 
     assert found.headers["x-nestor-route"] == route
 
@@ -238,7 +235,7 @@ async def test_a_named_model_never_falls_back(tmp_path: Path) -> None:
     async with rig(tmp_path, local=[Rule(status=500)], remote=[Rule(reply="x")]) as r:
         for model in ("local", "local-model"):
             with pytest.raises(UpstreamError):
-                await r.coordinator.chat({**ASK, "model": model})
+                await r.chat({**ASK, "model": model})
 
     assert r.remote.requests == []
 
@@ -248,10 +245,10 @@ async def test_an_unknown_model_names_the_field_and_what_is_known(
 ) -> None:
     async with rig(tmp_path, local=[]) as r:
         with pytest.raises(NotFound, match="local-model") as caught:
-            await r.coordinator.chat({**ASK, "model": "gpt-9"})
+            await r.chat({**ASK, "model": "gpt-9"})
         with pytest.raises(InvalidInput) as absent:
-            await r.coordinator.chat({**ASK, "model": "remote"})
-        names = [model["id"] for model in r.coordinator.models()]
+            await r.chat({**ASK, "model": "remote"})
+        names = r.coordinator.models()
 
     assert caught.value.errors[0].field == "model"
     assert absent.value.errors[0].field == "model"
@@ -261,7 +258,7 @@ async def test_an_unknown_model_names_the_field_and_what_is_known(
 async def test_without_a_model_the_gateway_is_unavailable(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         with pytest.raises(Unavailable, match="LOCAL_MODEL"):
-            await r.coordinator.chat(ASK)
+            await r.chat(ASK)
 
         assert r.coordinator.models() == []
         assert not r.coordinator.has_models()
@@ -273,7 +270,7 @@ async def test_without_a_model_the_gateway_is_unavailable(tmp_path: Path) -> Non
 async def test_s1_a_request_cannot_say_where_it_goes(tmp_path: Path, name: str) -> None:
     async with rig(tmp_path, local=[Rule(reply="ok")]) as r:
         with pytest.raises(InvalidInput) as caught:
-            await r.coordinator.chat({**ASK, name: "http://127.0.0.1:1/v1"})
+            await r.chat({**ASK, name: "http://127.0.0.1:1/v1"})
 
     assert caught.value.errors[0].field == name
     assert r.local.requests == []
@@ -298,7 +295,7 @@ async def test_a_bad_body_names_the_field(
 ) -> None:
     async with rig(tmp_path, local=[Rule(reply="ok")]) as r:
         with pytest.raises(InvalidInput) as caught:
-            await r.coordinator.chat(request_)
+            await r.chat(request_)
 
     assert caught.value.errors[0].field == field
     assert r.local.requests == []
@@ -309,10 +306,10 @@ async def test_a_ledger_that_is_down_costs_no_answer_and_gets_the_row_later(
 ) -> None:
     async with rig(tmp_path, local=[Rule(reply="ok")]) as r:
         r.ledger.down = True
-        found = await r.coordinator.chat(ASK, task_id="t1")
+        found = await r.chat(ASK, task_id="t1")
         r.ledger.down = False
         await r.coordinator.stop()
-        calls = await r.ledger.calls("t1")
+        calls = await r.calls()
 
-    assert isinstance(found, ChatReply)
+    assert not found.streamed
     assert len(calls) == 1

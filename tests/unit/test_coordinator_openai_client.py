@@ -11,9 +11,11 @@ from tests.servers.scripted_model import Rule, ScriptedModel
 
 from nestor.backends.openai import client as module
 from nestor.backends.openai.client import OpenAIClient
+from nestor.backends.openai.resolver import model_session
 from nestor.errors import Misconfigured, Unavailable, UpstreamError
 from nestor.model.routing import Deployment, Side
 from nestor.model.task import Usage
+from nestor.ports.model_client import ModelReply
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 KEY = "sk-canary0123456789abcdef"
@@ -21,7 +23,7 @@ KEY = "sk-canary0123456789abcdef"
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
+    async with model_session() as session:
         yield session
 
 
@@ -39,9 +41,10 @@ def client(
     return OpenAIClient(deployment, session, **how)
 
 
-async def drain(stream: Any, into: list[bytes]) -> None:
-    async for event in stream:
-        into.append(event)  # noqa: PERF401 - what came before an error is wanted
+def text_of(reply: ModelReply) -> str:
+    text = reply.body["choices"][0]["message"]["content"]
+    assert isinstance(text, str)
+    return text
 
 
 async def read(stream: Any) -> bytes:
@@ -57,27 +60,9 @@ async def test_the_model_is_the_deployments_and_the_key_is_sent(
         )
 
     sent = model.chats[0]
-    assert reply.text == "yes"
+    assert text_of(reply) == "yes"
     assert sent.body == {**ASK, "model": "gpt", "seed": 7}
     assert sent.headers["authorization"] == f"Bearer {KEY}"
-
-
-async def test_usage_comes_from_any_chunk_of_a_stream(
-    session: aiohttp.ClientSession,
-) -> None:
-    counts = {
-        "prompt_tokens": 9,
-        "completion_tokens": 3,
-        "prompt_tokens_details": {"cached_tokens": 4},
-    }
-    rule = Rule(reply="a b c", usage=counts)
-    async with ScriptedModel([rule]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-        raw = await read(stream)
-
-    assert stream.usage() == Usage(input_tokens=9, output_tokens=3, cached_tokens=4)
-    assert model.chats[0].body["stream_options"] == {"include_usage": True}
-    assert b'"prompt_tokens"' not in raw
 
 
 async def test_no_usage_reported_is_unknown_not_zero(
@@ -137,132 +122,6 @@ async def test_nothing_listening_is_unavailable_and_was_not_asked(
     assert not isinstance(caught.value, UpstreamError)
 
 
-@pytest.mark.parametrize("way", ["complete", "stream"])
-async def test_an_upstream_that_says_nothing_is_given_up_in_time(
-    session: aiohttp.ClientSession, way: str
-) -> None:
-    async with ScriptedModel([Rule(reply="late", delay_s=30)]) as model:
-        far = client(model.base_url, session, timeout_s=0.2)
-        with pytest.raises(UpstreamError, match=r"0\.2 s"):
-            await getattr(far, way)(ASK)
-        await asyncio.sleep(0.05)
-
-    assert model.chats[0].disconnected
-
-
-async def test_a_role_without_a_token_does_not_end_the_wait_for_one(
-    session: aiohttp.ClientSession,
-) -> None:
-    # The first event has no text: the token would come 5 s later.
-    rule = Rule(reply="a", chunk_delay_s=5)
-    async with ScriptedModel([rule]) as model:
-        far = client(model.base_url, session, timeout_s=0.3, idle_s=0.3)
-        with pytest.raises(UpstreamError, match="said nothing"):
-            await far.stream(ASK)
-
-
-async def test_silence_between_tokens_is_bounded(
-    session: aiohttp.ClientSession,
-) -> None:
-    async with ScriptedModel([Rule(reply="a b", chunk_delay_s=0.5)]) as model:
-        far = client(model.base_url, session, timeout_s=5, idle_s=0.1)
-        stream = await far.stream(ASK)
-        with pytest.raises(UpstreamError, match=r"said nothing for 0\.1 s"):
-            await read(stream)
-
-
-async def test_death_before_the_first_token_is_an_error_of_the_call_itself(
-    session: aiohttp.ClientSession,
-) -> None:
-    async with ScriptedModel([Rule(reply="a b", cut_after_chunks=1)]) as model:
-        with pytest.raises(UpstreamError):
-            await client(model.base_url, session).stream(ASK)
-
-
-async def test_death_after_it_hands_out_what_came_and_then_raises(
-    session: aiohttp.ClientSession,
-) -> None:
-    rule = Rule(reply="one two three", cut_after_chunks=3, chunk_delay_s=0.05)
-    async with ScriptedModel([rule]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-        got: list[bytes] = []
-        with pytest.raises(UpstreamError):
-            await drain(stream, got)
-
-    assert b"two" in b"".join(got)
-    assert got[-1].endswith(b"\n\n")
-
-
-async def test_a_clean_end_without_a_finish_is_still_a_death(
-    session: aiohttp.ClientSession,
-) -> None:
-    chunk = 'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n'
-    async with ScriptedModel([Rule(raw=chunk)]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-        with pytest.raises(UpstreamError, match="middle"):
-            await read(stream)
-
-
-async def test_an_error_event_ends_the_stream_after_the_tokens_before_it(
-    session: aiohttp.ClientSession,
-) -> None:
-    raw = (
-        'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n'
-        'data: {"error":{"message":"out of memory"}}\n\n'
-    )
-    async with ScriptedModel([Rule(raw=raw)]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-        got: list[bytes] = []
-        with pytest.raises(UpstreamError, match="out of memory"):
-            await drain(stream, got)
-
-    assert b"half" in got[0]
-
-
-async def test_bytes_pass_unchanged_whatever_the_line_ends_and_comments(
-    session: aiohttp.ClientSession,
-) -> None:
-    raw = (
-        ": ping\r\n\r\n"
-        'data: {"choices":[{"index":0,"delta":{"content":"é\\"error\\""}}]}\r\n\r\n'
-        'event: x\ndata:{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-        "data: [DONE]\n\n"
-    )
-    async with ScriptedModel([Rule(raw=raw)]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-
-        assert await read(stream) == raw.encode()
-
-
-async def test_leaving_a_stream_closes_the_upstream_at_once(
-    session: aiohttp.ClientSession,
-) -> None:
-    rule = Rule(reply="word " * 500, chunk_delay_s=0.02)
-    async with ScriptedModel([rule]) as model:
-        stream = await client(model.base_url, session).stream(ASK)
-        async for _ in stream:
-            break
-        await stream.aclose()
-        for _ in range(50):
-            await asyncio.sleep(0.02)
-            if model.chats[0].disconnected:
-                break
-
-        assert model.chats[0].disconnected
-
-
-@pytest.mark.parametrize(
-    "raw",
-    ["", "not json", "[1]", "{}", '{"choices": []}', '{"choices": [1]}', "[" * 100_000],
-)
-async def test_an_answer_that_is_none_is_an_upstream_error(
-    session: aiohttp.ClientSession, raw: str
-) -> None:
-    async with ScriptedModel([Rule(raw=raw)]) as model:
-        with pytest.raises(UpstreamError):
-            await client(model.base_url, session).complete(ASK)
-
-
 async def test_m17_an_endless_answer_is_cut_at_the_limit(
     session: aiohttp.ClientSession,
 ) -> None:
@@ -309,3 +168,117 @@ async def test_s4_an_odd_base_url_is_refused_when_it_is_configured(
         client(url, session)
 
     assert "secret" not in str(caught.value)
+
+
+async def test_a_whole_answer_keeps_its_bytes(session: aiohttp.ClientSession) -> None:
+    raw = (
+        '{ "choices" : [ {"message":{"role":"assistant","content":"h\\u00e9é"},'
+        '"finish_reason":"stop"} ],\n "x_odd": 1.50, "error": null,'
+        ' "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7,'
+        ' "prompt_tokens_details": null, "completion_tokens_details":'
+        ' {"reasoning_tokens": 1}} }'
+    )
+    async with ScriptedModel([Rule(raw=raw)]) as model:
+        reply = await client(model.base_url, session).complete(ASK)
+
+    assert reply.raw == raw.encode()
+    assert text_of(reply) == "héé"
+    assert reply.usage == Usage(input_tokens=5, output_tokens=2, reasoning_tokens=1)
+
+
+@pytest.mark.parametrize("usage", ["null", "[]", '{"prompt_tokens": "5"}', "1e999"])
+async def test_usage_that_is_none_does_not_cost_the_answer(
+    session: aiohttp.ClientSession, usage: str
+) -> None:
+    raw = f'{{"choices": [{{"message": {{"content": "yes"}}}}], "usage": {usage}}}'
+    async with ScriptedModel([Rule(raw=raw)]) as model:
+        reply = await client(model.base_url, session).complete(ASK)
+
+    assert reply.usage == Usage()
+
+
+async def test_an_error_in_a_reply_of_status_200_has_its_status(
+    session: aiohttp.ClientSession,
+) -> None:
+    raw = f'{{"error": {{"message": "no credit for {KEY}", "code": 402}}}}'
+    async with ScriptedModel([Rule(raw=raw)]) as model:
+        with pytest.raises(UpstreamError, match="no credit") as caught:
+            await client(model.base_url, session).complete(ASK)
+
+    assert caught.value.status == 402
+    assert KEY not in str(caught.value)
+
+
+async def test_embeddings_pass_with_their_bytes_and_their_count(
+    session: aiohttp.ClientSession,
+) -> None:
+    rule = Rule(when="two", vectors=[[0.5, 1.0], [2.0, 3.0]])
+    async with ScriptedModel([rule], api_key=KEY) as model:
+        far = client(model.base_url, session)
+        reply = await far.embed({"model": "x", "input": ["one", "two"]})
+
+    assert model.embeddings[0].body == {"model": "gpt", "input": ["one", "two"]}
+    assert [one["embedding"] for one in reply.body["data"]] == rule.vectors
+    assert reply.usage == Usage(input_tokens=11, output_tokens=0)
+    assert reply.usage == model.embeddings[0].billed
+
+
+@pytest.mark.parametrize("way", ["complete", "stream"])
+async def test_an_upstream_that_says_nothing_is_given_up_in_time(
+    session: aiohttp.ClientSession, way: str
+) -> None:
+    async with ScriptedModel([Rule(reply="late", delay_s=30)]) as model:
+        far = client(model.base_url, session, timeout_s=0.2)
+        with pytest.raises(UpstreamError, match=r"0\.2 s"):
+            await getattr(far, way)(ASK)
+        await asyncio.sleep(0.05)
+
+    assert model.chats[0].disconnected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", "not json", "[1]", "{}", '{"choices": []}', '{"choices": [1]}', "[" * 100_000],
+)
+async def test_an_answer_that_is_none_is_an_upstream_error(
+    session: aiohttp.ClientSession, raw: str
+) -> None:
+    async with ScriptedModel([Rule(raw=raw)]) as model:
+        with pytest.raises(UpstreamError):
+            await client(model.base_url, session).complete(ASK)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ('{"data": []}', "no embeddings"),
+        ('{"choices": [{}]}', "no embeddings"),
+        ('{"error": {"message": "not loaded"}}', "not loaded"),
+    ],
+)
+async def test_embeddings_that_are_none_are_an_upstream_error(
+    session: aiohttp.ClientSession, raw: str, said: str
+) -> None:
+    async with ScriptedModel([Rule(raw=raw)]) as model:
+        with pytest.raises(UpstreamError, match=said):
+            await client(model.base_url, session).embed({"input": "one"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"retry-after-ms": "1500", "Retry-After": "2"}, 1.5),
+        ({"Retry-After": "1e9"}, 3600),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+    ],
+)
+async def test_a_wait_that_the_upstream_names_is_known_and_bounded(
+    session: aiohttp.ClientSession, headers: dict[str, str], wait_s: float | None
+) -> None:
+    async with ScriptedModel([Rule(status=503, headers=headers)]) as model:
+        with pytest.raises(UpstreamError) as caught:
+            await client(model.base_url, session).complete(ASK)
+
+    assert caught.value.retry_after_s == wait_s

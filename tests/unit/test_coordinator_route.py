@@ -47,7 +47,7 @@ async def test_a_query_goes_with_context_and_comes_back_with_sources(
                     max_tokens=50,
                 )
             )
-        calls = await r.ledger.calls("t1")
+        calls = await r.calls()
         meter = await r.coordinator.meter("t1", iteration=1)
 
     assert (found.response, found.route, found.model) == (
@@ -103,7 +103,7 @@ async def test_without_a_model_the_answer_is_quoted_and_says_so(
         nothing = await r.coordinator.route(
             RouteRequest(query="xyzzy plugh", context=[])
         )
-        calls = await r.ledger.calls("t1")
+        calls = await r.calls()
 
     assert found.route == "extract"
     assert "8888" in found.response
@@ -129,7 +129,7 @@ async def test_a_failing_side_falls_back_and_both_calls_are_metered(
     local = [Rule(status=503, reply="busy")]
     async with rig(tmp_path, local=local, remote=[Rule(reply="yes")]) as r:
         found = await r.coordinator.route(RouteRequest(query="q", task_id="t1"))
-        calls = await r.ledger.calls("t1")
+        calls = await r.calls()
 
     assert (found.route, found.fallback_from) == ("remote", "local")
     assert "local did not answer" in found.reason
@@ -173,7 +173,8 @@ async def test_when_all_fail_each_is_named_and_nothing_is_quoted(
             await r.coordinator.route(RouteRequest(query="dashboard port?"))
 
     assert r.events("query_routed") == []
-    assert len(r.events("model_called")) == 2
+    asked = [event["data"]["deployment"] for event in r.events("model_called")]
+    assert asked[:2] == ["local", "remote"]  # and again, as such failures may pass
 
 
 async def test_the_second_iteration_is_escalated(tmp_path: Path) -> None:
@@ -209,17 +210,17 @@ async def test_the_breaker_opens_after_five_failures_and_probes_once_later(
 ) -> None:
     rules = [Rule(status=500, times=5), Rule(reply="well again")]
     async with rig(tmp_path, remote=rules) as r:
-        for _ in range(5):
-            with pytest.raises(UpstreamError):
+        while r.coordinator.breakers() != {"model:remote": "open"}:
+            with pytest.raises(Unavailable):  # each request asks a few times
                 await r.coordinator.route(RouteRequest(query="q"))
         with pytest.raises(CircuitOpen):
             await r.coordinator.route(RouteRequest(query="q", task_id="held"))
         asked = len(r.remote.chats)
-        held = await r.ledger.calls("held")
-        (down,) = await r.coordinator.dependencies()
+        held = await r.calls("held")
+        down = (await r.coordinator.dependencies())[0]
         r.clock.now += 61
         found = await r.coordinator.route(RouteRequest(query="q"))
-        (up,) = await r.coordinator.dependencies()
+        up = (await r.coordinator.dependencies())[0]
 
     assert asked == 5
     assert held == []
@@ -255,7 +256,8 @@ async def test_before_the_first_call_nothing_is_claimed(tmp_path: Path) -> None:
         seen = await r.coordinator.dependencies()
         stats = await r.coordinator.stats()
 
-    assert [(d.name, d.status, d.last_observed) for d in seen] == [
+    models = [d for d in seen if d.name.startswith("model:")]
+    assert [(d.name, d.status, d.last_observed) for d in models] == [
         ("model:local", None, None),
         ("model:remote", None, None),
     ]

@@ -38,6 +38,9 @@ for metric in vars(metrics).values():
     if names and metric is not metrics.BUILD_INFO:
         child = metric.labels(*["x"] * len(names))
         child.observe(1) if hasattr(child, "observe") else child.inc()
+from nestor.telemetry.http_metrics import counts_of
+counts_of("x").answered("GET", 200)
+counts_of("x").took(1)
 sys.stdout.buffer.write(metrics.render())
 """
 

@@ -107,7 +107,7 @@ FAULTS = (
     ),
     Fault(
         "the store of keys is not closed",
-        (("wiring.py", "stack.push_async_callback(keys.close)", "pass"),),
+        (("wiring/stack.py", "stack.push_async_callback(keys.close)", "pass"),),
         (KH, "-k", "stop_and_a_start"),
     ),
     Fault(

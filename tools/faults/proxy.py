@@ -70,12 +70,12 @@ FAULTS = (
     ),
     Fault(
         "p11: absolute targets are served",
-        (("web/edge.py", 'if not raw.startswith(b"/"):', "if False:"),),
+        (("web/target.py", 'if not raw.startswith(b"/"):', "if False:"),),
         ("tests/faces/test_proxy.py", "-k", "p11"),
     ),
     Fault(
         "p12: any length is read",
-        (("web/edge.py", "if len(raw) > MAX_TARGET_BYTES:", "if False:"),),
+        (("web/target.py", "if len(raw) > MAX_TARGET_BYTES:", "if False:"),),
         ("tests/faces/test_proxy.py", "-k", "p12"),
     ),
     Fault(
@@ -404,7 +404,7 @@ FAULTS = (
         "burst: sixty-one are let in",
         (
             (
-                "wiring.py",
+                "wiring/stack.py",
                 "PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60",
                 "PROXY_REQUESTS, PROXY_WINDOW_S = 61, 60",
             ),
@@ -426,7 +426,7 @@ FAULTS = (
         "nobody tells that Redis is gone",
         (
             (
-                "wiring.py",
+                "wiring/stack.py",
                 '            "dashboard": self.proxy_limiter.dependencies,\n',
                 "",
             ),

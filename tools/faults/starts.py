@@ -175,7 +175,7 @@ FAULTS = (
         "s1: another spelling of api_base passes",
         (
             (
-                "coordinator/chat.py",
+                "coordinator/dialects/pointers.py",
                 'return re.sub(r"[^a-z0-9]", "", name.lower())',
                 'return name.replace("_", "").replace("-", "").lower()',
             ),
@@ -186,9 +186,9 @@ FAULTS = (
         "s1: a tool may name a server",
         (
             (
-                "coordinator/chat.py",
-                "if isinstance(inner, dict | list) and not _opaque(here, value):",
-                'if isinstance(inner, dict | list) and not _opaque(here, value) and here[0] != "tools":',
+                "coordinator/dialects/pointers.py",
+                "            if nearby is not None and nearby.free and nearby.applies(inner, value):",
+                '            if name == "tools" or (nearby is not None and nearby.free and nearby.applies(inner, value)):',
             ),
         ),
         (S1, "-k", "neither_tools"),
@@ -197,8 +197,8 @@ FAULTS = (
         "s1: only the outer fields of a chat are looked at",
         (
             (
-                "coordinator/chat.py",
-                "                todo.append((here, inner))",
+                "coordinator/dialects/pointers.py",
+                "                add((inner, (link, name), depth + 1, nearby))",
                 "                pass",
             ),
         ),
@@ -208,49 +208,67 @@ FAULTS = (
         "s1: all of a tool is its schema",
         (
             (
-                "coordinator/chat.py",
-                '("tools", "*", "function", "parameters"),',
-                '("tools", "*", "function"),',
+                "coordinator/dialects/pointers.py",
+                '"tools.*.function.parameters", ',
+                '"tools.*.function", ',
             ),
         ),
         (S1, "-k", "at_no_depth"),
     ),
     Fault(
         "s1: names in a JSON schema are taken for fields",
-        (("coordinator/chat.py", "return shape in _SCHEMAS", "return False"),),
+        (
+            (
+                "coordinator/dialects/pointers.py",
+                "nearby.free and nearby",
+                "False and nearby",
+            ),
+        ),
         (S1, "-k", "passes_untouched"),
     ),
     Fault(
         "s1: an address stands where a file's id should",
         (
             (
-                "coordinator/chat.py",
-                "refused = name in _MEDIA and any(",
-                "refused = False and any(",
+                "coordinator/dialects/pointers.py",
+                "refused = any(isinstance",
+                "refused = False and any(isinstance",
             ),
         ),
         (S1, "-k", "fetch_for"),
     ),
     Fault(
         "s1: metadata is not looked at",
-        (("coordinator/chat.py", "(label and name in _EVERYDAY)", "label"),),
+        (
+            (
+                "coordinator/dialects/pointers.py",
+                "(label and name in _EVERYDAY)",
+                "label",
+            ),
+        ),
         (S1, "-k", "at_no_depth"),
     ),
     Fault(
         "s1: any depth is looked at",
-        (("coordinator/chat.py", "if len(path) > _DEEPEST:", "if False:"),),
+        (("coordinator/dialects/pointers.py", " or depth > _DEEPEST:", ":"),),
         (S1, "-k", "too_deep"),
     ),
     Fault(
         "s1: a model's server fetches for a caller",
-        (("coordinator/chat.py", 'value.startswith("data:")', "bool(value)"),),
+        (
+            (
+                "coordinator/dialects/pointers.py",
+                'value.startswith("data:")',
+                "bool(value)",
+            ),
+        ),
         (S1, "-k", "fetch_for"),
     ),
     Fault(
         "s2: redirects are followed",
         (
             (
-                "backends/openai/client.py",
+                "backends/model_http/endpoint.py",
                 "allow_redirects=False",
                 "allow_redirects=True",
             ),
@@ -319,7 +337,7 @@ FAULTS = (
     ),
     Fault(
         "s3: the stack looks names up in its own way",
-        (("wiring.py", "model_session()", "aiohttp.ClientSession()"),),
+        (("wiring/models.py", "model_session()", "aiohttp.ClientSession()"),),
         (S, "-k", "running_stack"),
     ),
     Fault(
@@ -386,7 +404,7 @@ FAULTS = (
         "s5: the local model is told the remote key",
         (
             (
-                "wiring.py",
+                "wiring/models.py",
                 'base_url=settings.local_base_url or "",',
                 'base_url=settings.local_base_url or "", api_key=settings.remote_api_key.get_secret_value() if settings.remote_api_key else None,',
             ),

@@ -92,8 +92,8 @@ FAULTS = (
         (
             (
                 "web/protocol.py",
-                "            self._serving.disconnected = True\n            self._serving.message_event.set()\n",
-                "            pass\n",
+                "            self._serving.lose()\n        super()",
+                "            pass\n        super()",
             ),
         ),
         ("tests/faces/test_wire.py", "-k", "left_a_request"),
@@ -108,8 +108,8 @@ FAULTS = (
         (
             (
                 "web/protocol.py",
-                "            self.wire.waiting.pop(self, None)\n            super()",
-                "            super()",
+                "            self.wire.waiting.pop(self, None)\n            self._start",
+                "            self._start",
             ),
         ),
         ("tests/faces/test_wire_bounds.py", "-k", "idled_longest or turned_away"),
@@ -212,8 +212,8 @@ FAULTS = (
         (
             (
                 "web/protocol.py",
-                "        self.pipeline.appendleft((cycle, app))",
-                "        self.pipeline.appendleft((cycle, app))\n        self._start_next()",
+                "        self.pipeline.appendleft((cycle, self.app))",
+                "        self.pipeline.appendleft((cycle, self.app))\n        self._start_next()",
             ),
         ),
         ("tests/faces/test_wire_bounds.py", "-k", "comes_with_nonsense"),

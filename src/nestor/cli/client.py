@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,44 @@ class Stack:
             if failures > _RESUMES:
                 raise Unavailable(f"{self.url(layer)}{path}: the stream keeps ending")
             time.sleep(min(0.1 * failures, 1.0))
+
+    @contextmanager
+    def answer(
+        self, path: str, body: Any, *, timeout_s: float = 600.0
+    ) -> Iterator[tuple[Mapping[str, str], Iterator[dict[str, Any]]]]:
+        """Ask the Coordinator for a streamed chat completion: headers, and its chunks.
+
+        Raises ``Unavailable``, also from the iterator: for a stream that says so, or that
+        ends before its end.
+        """
+        connection = self._connect("coordinator", timeout_s)
+        headers = {"Accept": "text/event-stream"}
+        try:
+            reply = self._send(
+                connection, "coordinator", "POST", path, body=body, headers=headers
+            )
+            if reply.status != http.client.OK:
+                self._decode("coordinator", reply, reply.read(REPLY_LIMIT_BYTES))
+            said = {name.lower(): value for name, value in reply.getheaders()}
+            yield said, self._chunks(reply)
+        finally:
+            connection.close()
+
+    def _chunks(self, reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+        try:
+            while raw := reply.readline(REPLY_LIMIT_BYTES):
+                name, _, data = raw.decode(errors="replace").rstrip().partition(": ")
+                if name != "data":
+                    continue
+                if data == "[DONE]":
+                    return
+                chunk = json.loads(data)
+                if isinstance(error := chunk.get("error"), dict):
+                    raise Unavailable(one_line(error.get("message"), 2000))
+                yield chunk
+        except (OSError, ValueError, AttributeError, http.client.HTTPException) as e:
+            raise Unavailable(self._gone("coordinator", e)) from e
+        raise Unavailable("the answer broke off before its end")
 
     def _one_stream(self, layer: str, path: str, last: str) -> Iterator[ServerEvent]:
         connection = self._connect(layer, 3 * _KEEP_ALIVE_S)
@@ -279,6 +318,8 @@ def key_file(settings: "Settings") -> Path:
 
 
 def _problem(status: int, body: dict[str, Any], retry_after: str | None) -> NestorError:
+    if isinstance(said := body.get("error"), dict):  # a dialect's own shape
+        body = {"detail": said.get("message"), "trace_id": said.get("trace_id")}
     message = one_line(body.get("detail") or body.get("title") or status, 2000)
     if status == http.client.TOO_MANY_REQUESTS:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else 1.0

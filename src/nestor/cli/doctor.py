@@ -37,6 +37,7 @@ from nestor.errors import NestorError
 from nestor.model.network import fault_of, is_public
 
 if TYPE_CHECKING:
+    from nestor.model.routing import Deployment
     from nestor.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -398,9 +399,41 @@ def _show_config(settings: "Settings", *, as_json: bool) -> None:
     rows = []
     for name in sorted(type(settings).model_fields):
         value = getattr(settings, name)
-        shown = None if value is None else str(value)  # a SecretStr prints as stars
-        rows.append({"setting": name, "value": shown, "from": origins[name]})
+        text = None if value is None else str(value)  # a SecretStr prints as stars
+        rows.append({"setting": name, "value": text, "from": origins[name]})
+    # All of the stack; only this question needs it.
+    from nestor.wiring import deployments  # noqa: PLC0415
+
+    shown = [_deployment(one) for one in deployments(settings, settings.deployments)]
     if as_json:
-        print_json({"settings": rows})
-    else:
-        Screen().table(("setting", "value", "from"), [tuple(r.values()) for r in rows])
+        print_json({"settings": rows, "deployments": shown})
+        return
+    screen = Screen()
+    screen.table(("setting", "value", "from"), [tuple(r.values()) for r in rows])
+    if shown:
+        names = ("name", "side", "dialect", "model", "base_url", "prices", "from")
+        screen.table(names, [tuple(str(one[name]) for name in names) for one in shown])
+
+
+def _deployment(one: "Deployment") -> dict[str, object]:
+    """Show an endpoint: never its key. Prices are USD per million tokens."""
+    made = one.name in {"local", "remote", "embeddings"}
+    prices = {
+        name: getattr(one, f"price_{name}")
+        for name in ("input", "output", "cached", "cache_write")
+    }
+    known = [f"{name} {price:f}" for name, price in prices.items() if price is not None]
+    return {
+        "name": one.name,
+        "side": one.side,
+        "kind": one.kind,
+        "dialect": one.dialect,
+        "model": one.model,
+        "base_url": one.base_url,
+        "has_key": one.api_key is not None,
+        "prices": ", ".join(known) or "unknown",
+        "weight": one.weight,
+        "tags": list(one.tags),
+        "fallbacks": list(one.fallbacks),
+        "from": f"NESTOR_{one.name.upper()}_…" if made else "nestor.toml",
+    }

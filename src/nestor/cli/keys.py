@@ -1,5 +1,6 @@
 """``nestor key``: the admin key, and keys with less reach."""
 
+from decimal import Decimal
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -7,7 +8,7 @@ import typer
 
 from nestor.cli.client import Stack, admin_key, key_file, load_settings
 from nestor.cli.inert import inert
-from nestor.cli.render import Screen, print_json
+from nestor.cli.render import UNKNOWN, Screen, print_json
 from nestor.errors import InvalidInput, Misconfigured, NotFound
 
 app = typer.Typer(
@@ -46,7 +47,9 @@ def key(context: typer.Context) -> None:
 @app.command(
     epilog="""Example:
 
-  nestor key create --name dashboard --scope read --scope metrics"""
+  nestor key create --name dashboard --scope read --scope metrics
+
+  nestor key create --name ci --scope model --usd 5 --tokens 1000000 --rpm 60 --tpm 100000"""
 )
 def create(
     name: Annotated[str, typer.Option(help="What the key is for.")],
@@ -57,10 +60,25 @@ def create(
             " repeatable."
         ),
     ],
+    usd: Annotated[
+        str | None, typer.Option(help="What it may spend on models in all, in USD.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens it may use in all.")
+    ] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, help="Requests in any minute.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in any minute.")
+    ] = None,
     as_json: _JSON = False,
 ) -> None:
     """Make a key. It is shown once, and stored as a hash only."""
-    body = {"name": name, "scopes": scope}
+    body: dict[str, Any] = {"name": name, "scopes": scope}
+    given = {"usd": _amount(usd), "tokens": tokens, "rpm": rpm, "tpm": tpm}
+    if limits := {what: limit for what, limit in given.items() if limit is not None}:
+        body["limits"] = limits
     made = Stack.find().call("coordinator", "POST", "/keys", body=body)
     if as_json:
         print_json(made)
@@ -85,7 +103,7 @@ def list_keys(
         return
     rows = found.get("keys", []) if isinstance(found, dict) else found
     Screen().table(
-        ("id", "name", "scopes", "created", "last used", "state"),
+        ("id", "name", "scopes", "created", "last used", "spent", "a minute", "state"),
         [
             (
                 row.get("id"),
@@ -93,12 +111,48 @@ def list_keys(
                 ",".join(row.get("scopes", [])),
                 row.get("created_at"),
                 row.get("last_used_at") or "never",
+                _spent(row),
+                _a_minute(row),
                 f"revoked {row['revoked_at']}" if row.get("revoked_at") else "good",
             )
             for row in rows
         ],
         empty="no keys beside the admin key",
     )
+
+
+def _amount(text: str | None) -> str | None:
+    """Return an amount as it is sent: what the service would refuse is said here at once."""
+    if text is None:
+        return None
+    try:
+        value = Decimal(text)
+    except ArithmeticError:
+        raise InvalidInput.at("--usd", f"{text!r} is not an amount") from None
+    if not value.is_finite() or value <= 0:
+        raise InvalidInput.at("--usd", "must be above 0")
+    return str(value)
+
+
+def _spent(row: dict[str, Any]) -> str | None:
+    """Tell how much of how much a key has spent; None where it has no limit in all."""
+    limits, spent = row.get("limits") or {}, row.get("spent") or {}
+    parts = [
+        f"{spent.get(side, UNKNOWN)} of {limits[side]} {unit}"
+        for side, unit in (("usd", "USD"), ("tokens", "tokens"))
+        if limits.get(side) is not None
+    ]
+    return ", ".join(parts) or None
+
+
+def _a_minute(row: dict[str, Any]) -> str | None:
+    limits = row.get("limits") or {}
+    parts = [
+        f"{limits[side]} {unit}"
+        for side, unit in (("rpm", "requests"), ("tpm", "tokens"))
+        if limits.get(side) is not None
+    ]
+    return ", ".join(parts) or None
 
 
 @app.command(epilog="Example:\n\n  nestor key revoke KEY_ID")

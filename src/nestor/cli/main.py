@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import nestor
-from nestor.cli import ask, demo, doctor, keys, knowledge, page, stack, tasks
+from nestor.cli import ask, demo, doctor, keys, knowledge, page, spend, stack, tasks
 from nestor.cli.inert import inert
 from nestor.errors import (
     BudgetExceeded,
@@ -46,7 +46,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the thing failed (or is not verified), 2 usage,"
     " 3 unreachable, 4 refused, 130 interrupted.",
 )
-for module in (stack, page, tasks, ask):
+for module in (stack, page, tasks, ask, spend):
     module.add_to(app)
 app.add_typer(knowledge.app)
 app.add_typer(keys.app)

@@ -94,6 +94,10 @@ class Screen:
                 inset = indent + hang if number else indent
                 self.console.print(Text(" " * inset) + part)
 
+    def piece(self, text: str) -> None:
+        """Print inert text that goes on: of an answer, as it comes."""
+        print(inert(text, multiline=True), end="", flush=True)  # noqa: T201 - see line()
+
     def heading(self, text: str) -> None:
         """Print a title with room above it."""
         self.line()

@@ -2,22 +2,28 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import msgspec
+from msgspec import structs
 
-from nestor.coordinator.budget import MaySpend
-from nestor.coordinator.chat import ChatReply, ChatStream, check_chat, reply_headers
-from nestor.coordinator.dispatch import Answered, CallContext, Dispatcher, utc_now
+from nestor.coordinator.answer_cache import AnswerCaching
+from nestor.coordinator.asking import Say
+from nestor.coordinator.budgets import Budgets, estimate
+from nestor.coordinator.dialects.anthropic_chunks import reply_of
+from nestor.coordinator.dialects.openai import choice_of
+from nestor.coordinator.dispatch import CallContext, Dispatcher, utc_now
+from nestor.coordinator.gateway import FACES, Gateway
+from nestor.coordinator.interactions import Interactions
+from nestor.coordinator.limits import NOBODY, BudgetOf, Caller, Limits
 from nestor.coordinator.metering import Metering
-from nestor.coordinator.policy import decide
+from nestor.coordinator.pool import Pool
 from nestor.coordinator.prompt import messages
+from nestor.coordinator.selection import Selection
 from nestor.coordinator.upstream import Upstream
-from nestor.errors import InvalidInput, NotFound, Unavailable
-from nestor.model.access import Principal
+from nestor.errors import InvalidInput, Unavailable
 from nestor.model.event import QUERY_ROUTED
 from nestor.model.health import Dependency
 from nestor.model.ids import derived_id, new_id
@@ -25,18 +31,19 @@ from nestor.model.knowledge import ContextItem, ContextRequest
 from nestor.model.routing import (
     EXTRACT,
     Decision,
-    Deployment,
+    Dialect,
     Mode,
     RouteRequest,
     RouteResult,
     Side,
 )
 from nestor.model.task import Usage
+from nestor.ports.answer_cache import AnswerCache
 from nestor.ports.call_ledger import CallLedger
+from nestor.ports.interaction_store import InteractionStore
 from nestor.ports.knowledge_base import KnowledgeBase
-from nestor.ports.model_client import ModelClient, ModelReply, ModelStream
+from nestor.ports.quota import Quota
 from nestor.ports.router import Meter
-from nestor.resilience.circuit_breaker import CircuitBreaker
 from nestor.telemetry import metrics
 from nestor.telemetry.learning_client import LearningClient
 from nestor.telemetry.trace import current_trace_id
@@ -47,68 +54,93 @@ _NOTHING_KNOWN = (
 
 
 class Coordinator:
-    """Implements ``ports.router.Router``, and the gateway behind ``/v1``.
+    """Implements ``ports.router.Router``; ``gateway`` is what stands behind ``/v1``.
 
-    ``clients`` are by the name of their deployment; ``stop`` closes them. Explicitly
-    asking for a side or a model never falls back to another: who says ``local`` may mean
-    that the text must not leave the machine.
+    ``stop`` folds the meter and closes the pool's clients.
     """
 
     def __init__(
         self,
         *,
-        deployments: Sequence[Deployment],
-        clients: Mapping[str, ModelClient],
+        pool: Pool,
+        metering: Metering,
+        budgets: Budgets,
+        quota: Quota,
+        answers: AnswerCache,
         ledger: CallLedger,
+        interactions: InteractionStore,
+        budget_of: BudgetOf,
         knowledge: KnowledgeBase,
         extract: Callable[[str, Sequence[ContextItem]], str],
         learning: LearningClient,
         routing_default: Side = Side.LOCAL,
+        keep_prompts: bool = True,
         also_depends_on: Sequence[Callable[[], Dependency]] = (),
-        may_spend: MaySpend | None = None,
         now: Callable[[], datetime] = utc_now,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._upstreams = [
-            Upstream(
-                deployment,
-                clients[deployment.name],
-                CircuitBreaker(f"model:{deployment.name}", clock=timer),
-                now=now,
-            )
-            for deployment in deployments
-        ]
-        self._sides = {d.side for d in deployments}
+        self.pool = pool
+        self.metering = metering
+        self._budgets = budgets
+        self._quota = quota
+        self._answers = answers
         self._ledger = ledger
         self._knowledge = knowledge
         self._extract = extract
         self._learning = learning
         self._default = routing_default
         self._also_depends_on = also_depends_on
-        self._may_spend = may_spend
         self._timer = timer
-        self._metering = Metering(ledger, learning)
-        self._dispatcher = Dispatcher(self._metering, now=now, timer=timer)
+        self._limits = Limits(quota, budget_of, timer=timer)
+        self._selection = Selection(pool, routing_default)
+        self._dispatcher = Dispatcher(
+            metering, budgets=budgets, quota=quota, now=now, timer=timer
+        )
         self._routes: Counter[str] = Counter()
+        self.interactions = Interactions(
+            interactions,
+            ledger=ledger,
+            metering=metering,
+            knowledge=knowledge,
+            learning=learning,
+            now=now,
+            keep_prompts=keep_prompts,
+        )
+        self.gateway = Gateway(
+            selection=self._selection,
+            dispatcher=self._dispatcher,
+            metering=metering,
+            limits=self._limits,
+            cache=AnswerCaching(answers),
+            timer=timer,
+        )
 
     async def start(self) -> None:
-        """Nothing to start: models are asked when there is something to ask."""
+        """Settle what processes that died have left, and fold the meter from now on."""
+        await self.metering.start()
 
     async def stop(self) -> None:
         """Settle what is open and let go of the clients."""
-        await self._metering.finish()
-        for upstream in self._upstreams:
-            await upstream.client.close()
+        await self._dispatcher.close()
+        await self.interactions.close()
+        await self._budgets.close()
+        await self.metering.stop()
+        await self.pool.close()
+        await self._answers.close()
+        await self._quota.close()
 
     def has_models(self) -> bool:
         """Tell whether any model is configured."""
-        return bool(self._upstreams)
+        return bool(self.pool.sides)
 
     async def meter(self, task_id: str, *, iteration: int | None = None) -> Meter:
-        """Add up the settled calls of a task."""
+        """Add up the calls of a task that have ended."""
+        await self.metering.fold_now()
         return await self._ledger.meter(task_id, iteration=iteration)
 
-    async def route(self, request: RouteRequest) -> RouteResult:
+    async def route(
+        self, request: RouteRequest, *, caller: Caller = NOBODY
+    ) -> RouteResult:
         """Answer a query, with context from the knowledge base when none is given.
 
         Raises ``InvalidInput``, ``BudgetExceeded`` when the task has none left, and
@@ -117,147 +149,46 @@ class Coordinator:
         began = self._timer()
         _check_route(request)
         items, degraded = await self._context(request)
-        if not self._upstreams and request.mode is Mode.AUTO:
+        if not self.pool.sides and request.mode is Mode.AUTO:
             result = self._quote(request, items, degraded, began)
         else:
-            result = await self._ask(request, items, degraded, began)
+            result = await self._ask(request, items, degraded, began, caller)
         self._routes[result.route] += 1
         metrics.ROUTES.labels(result.route).inc()
         self._tell(request, result)
+        late = await self.interactions.routed(request, result, key_id=caller.key_id)
+        if late is not None:
+            return structs.replace(result, degraded=[*result.degraded, late])
         return result
 
-    async def chat(
-        self,
-        request: dict[str, Any],
-        *,
-        principal: Principal | None = None,  # noqa: ARG002 - limits are per key
-        task_id: str | None = None,
-        iteration: int | None = None,
-    ) -> ChatReply | ChatStream:
-        """Pass a chat completion on; ``model`` is auto, local, remote or a configured one.
-
-        Fallback to the other side happens until the first token, and for ``auto`` only.
-        Raises ``InvalidInput``, ``NotFound`` (unknown model), ``BudgetExceeded`` (of the
-        task: nobody was asked, nothing is billed), ``Unavailable``.
-        """
-        began = self._timer()
-        check_chat(request)
-        decision, order = self._order(request.get("model") or Mode.AUTO, iteration)
-        await self._refuse_if_spent(task_id)
-        context = CallContext(
-            purpose="gateway",
-            reason=decision.reason,
-            trace_id=current_trace_id(),
-            task_id=task_id,
-            iteration=iteration,
-        )
-        if request.get("stream"):
-            return await self._stream(request, decision, order, context, began)
-        answered = await self._dispatcher.first(
-            order, lambda client: client.complete(request), context
-        )
-        call = await self._settle(answered)
-        headers = reply_headers(
-            answered,
-            decision,
-            overhead_s=self._timer() - began - answered.waited_s,
-            replayed=answered.value.replayed,
-            call=call,
-        )
-        return ChatReply(answered.value, headers)
-
-    def models(self) -> list[dict[str, Any]]:
-        """What ``model`` may be, in OpenAI's shape."""
-        names = [Mode.AUTO.value] if self._upstreams else []
-        names += [side.value for side in Side if side in self._sides]
-        for upstream in self._upstreams:
-            names += [upstream.deployment.name, upstream.deployment.model]
-        return [
-            {"id": name, "object": "model", "created": 0, "owned_by": "nestor"}
-            for name in dict.fromkeys(names)
-        ]
+    def models(self) -> list[str]:
+        """What ``model`` may be."""
+        return self._selection.names()
 
     async def stats(self) -> dict[str, Any]:
         """Routes since the start of this process, all settled calls, breaker states."""
+        await self.metering.fold_now()
         return {
             "routes": dict(self._routes),
             "calls": await self._ledger.totals(),
             "calibration": None,
             "routing_default": self._default,
-            "deployments": [
-                {
-                    "name": upstream.deployment.name,
-                    "side": upstream.deployment.side,
-                    "model": upstream.deployment.model,
-                    "replayed": upstream.deployment.replayed,
-                    "priced": upstream.deployment.price_input is not None
-                    and upstream.deployment.price_output is not None,
-                    "breaker": msgspec.to_builtins(upstream.breaker.snapshot()),
-                }
-                for upstream in self._upstreams
-            ],
+            "deployments": self.pool.stats(),
         }
 
     def breakers(self) -> dict[str, str]:
         """State by name, for health."""
-        return {u.breaker.name: u.breaker.state.value for u in self._upstreams}
+        return self.pool.breakers()
 
     async def dependencies(self) -> list[Dependency]:
-        """What the last calls came to; asks nobody."""
-        seen = [upstream.dependency() for upstream in self._upstreams]
-        return [*seen, *(look() for look in self._also_depends_on)]
-
-    async def _stream(
-        self,
-        request: dict[str, Any],
-        decision: Decision,
-        order: Sequence[Upstream],
-        context: CallContext,
-        began: float,
-    ) -> ChatStream:
-        answered: Answered[ModelStream] = await self._dispatcher.first(
-            order, lambda client: client.stream(request), context
-        )
-        headers = reply_headers(
-            answered,
-            decision,
-            overhead_s=self._timer() - began - answered.waited_s,
-            replayed=answered.value.replayed,
-        )
-        return ChatStream(answered, self._dispatcher, headers)
-
-    def _order(
-        self, model: str, iteration: int | None
-    ) -> tuple[Decision, list[Upstream]]:
-        """Return the decision and the upstreams to ask, in order."""
-        if model in set(Mode):
-            if not self._upstreams:
-                raise Unavailable(
-                    "no model is configured: set NESTOR_LOCAL_MODEL or NESTOR_REMOTE_MODEL"
-                )
-            decision = self._decide(Mode(model), iteration, field="model")
-            first = [u for u in self._upstreams if u.deployment.side == decision.side]
-            rest = [u for u in self._upstreams if u.deployment.side != decision.side]
-            return decision, [*first, *(rest if model == Mode.AUTO else [])]
-        for upstream in self._upstreams:
-            if model in {upstream.deployment.name, upstream.deployment.model}:
-                side = upstream.deployment.side
-                reason = f"asked for {upstream.deployment.name}"
-                decision = Decision(side=side, confidence=None, reason=reason)
-                return decision, [upstream]
-        known = ", ".join(entry["id"] for entry in self.models()) or "none"
-        raise NotFound.at("model", f"{model[:100]!r} is not configured; known: {known}")
-
-    def _decide(self, mode: Mode, iteration: int | None, *, field: str) -> Decision:
-        try:
-            return decide(
-                mode=mode,
-                configured=self._sides,
-                default=self._default,
-                iteration=iteration,
-            )
-        except InvalidInput as error:
-            raise InvalidInput.at(field, error.errors[0].message) from None
+        """What the last calls came to; asks no model."""
+        return [
+            *await self.pool.dependencies(),
+            *(look() for look in self._also_depends_on),
+            *self.metering.dependencies(),
+            *await self._quota.dependencies(),
+            *await self._answers.dependencies(),
+        ]
 
     async def _context(
         self, request: RouteRequest
@@ -270,7 +201,7 @@ class Coordinator:
         try:
             found = await self._knowledge.get_context(wanted)
         except Unavailable as error:
-            if not self._upstreams:
+            if not self.pool.sides:
                 raise
             return [], [f"knowledge base: {error}"]
         return found.items, found.degraded
@@ -281,28 +212,31 @@ class Coordinator:
         items: Sequence[ContextItem],
         degraded: list[str],
         began: float,
+        caller: Caller,
     ) -> RouteResult:
-        decision, order = self._order(request.mode, request.iteration)
-        await self._refuse_if_spent(request.task_id)
+        decision, order = self._selection.choose(
+            request.mode, iteration=request.iteration, field="mode"
+        )
         body: dict[str, Any] = {"messages": messages(request.query, items)}
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
-        context = CallContext(
-            purpose="route",
-            reason=decision.reason,
-            trace_id=current_trace_id(),
-            task_id=request.task_id,
-            iteration=request.iteration,
-        )
+        said = Say(FACES[Dialect.OPENAI], body)
         answered = await self._dispatcher.first(
-            order, lambda client: client.complete(body), context
+            order,
+            said,
+            await self._call_context(request, decision, order, items, caller),
         )
-        call = await self._settle(answered)
+        reply = answered.value
+        spoken = answered.upstream.deployment.dialect
+        call = self._dispatcher.settle(answered, reply.usage, replayed=reply.replayed)
+        message, _ = choice_of(
+            reply.body if spoken is Dialect.OPENAI else reply_of(reply.body)
+        )
         reason = decision.reason
         if answered.fallback_from is not None:
             reason += f"; {answered.fallback_from} did not answer"
         return RouteResult(
-            response=answered.value.text,
+            response=message.get("content") or "",
             route=call.side,
             confidence=decision.confidence,
             model=call.model,
@@ -318,15 +252,31 @@ class Coordinator:
             degraded=degraded,
         )
 
-    async def _refuse_if_spent(self, task_id: str | None) -> None:
-        if task_id is not None and self._may_spend is not None:
-            await self._may_spend(task_id)
-
-    async def _settle(self, answered: Answered[ModelReply]) -> Any:
-        answered.upstream.answered(answered.permit)
-        reply = answered.value
-        return await self._dispatcher.settle(
-            answered, reply.usage, replayed=reply.replayed
+    async def _call_context(
+        self,
+        request: RouteRequest,
+        decision: Decision,
+        order: Sequence[Upstream],
+        items: Sequence[ContextItem],
+        caller: Caller,
+    ) -> CallContext:
+        size = len(request.query.encode("utf-8", "replace"))
+        size += sum(len(item.text) for item in items)
+        if request.task_id is not None:
+            caller = structs.replace(caller, task_id=request.task_id)
+        _, tokens = estimate(order[0].deployment, size, request.max_tokens)
+        await self._limits.admit(caller, tokens)
+        return CallContext(
+            purpose="route",
+            reason=decision.reason,
+            trace_id=current_trace_id(),
+            task_id=request.task_id,
+            iteration=request.iteration,
+            key_id=caller.key_id,
+            accounts=await self._limits.accounts(caller),
+            request_bytes=size,
+            max_tokens=request.max_tokens,
+            context_ids=tuple(item.id for item in items),
         )
 
     def _quote(

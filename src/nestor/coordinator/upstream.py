@@ -1,8 +1,10 @@
 """One deployment as the Coordinator holds it: its client, its breaker, what was seen."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import Any
+
+import msgspec
 
 from nestor.errors import CircuitOpen, Unavailable, UpstreamError
 from nestor.model.health import Dependency, HealthStatus
@@ -10,13 +12,16 @@ from nestor.model.routing import Deployment
 from nestor.ports.model_client import ModelClient
 from nestor.resilience.circuit_breaker import CircuitBreaker, Permit
 
-T = TypeVar("T")
 _CLIENT_ERRORS = range(400, 500)
 _NOT_THE_CALLERS_FAULT = {408, 429}
 
 
 class Upstream:
-    """Calls go through the breaker; what they came to is remembered for health reports."""
+    """What calls came to is remembered for health reports.
+
+    ``in_flight`` counts calls between ``enter`` and ``leave``; once retired, ``on_idle``
+    is called when the last of them has ended.
+    """
 
     def __init__(
         self,
@@ -25,44 +30,57 @@ class Upstream:
         breaker: CircuitBreaker,
         *,
         now: Callable[[], datetime],
+        on_idle: Callable[["Upstream"], None] = lambda _: None,
     ) -> None:
         self.deployment = deployment
         self.client = client
         self.breaker = breaker
+        self.requests_quota = f"deployment:{deployment.name}:requests"
+        self.tokens_quota = f"deployment:{deployment.name}:tokens"
+        """Names that ``ports.quota.Quota`` counts under."""
+        self.in_flight = 0
         self._now = now
+        self._on_idle = on_idle
+        self._retired = False
         self._last_error: str | None = None
         self._observed_at: datetime | None = None
 
-    async def ask(
-        self, question: Callable[[ModelClient], Awaitable[T]]
-    ) -> tuple[T, Permit]:
-        """Ask when the breaker allows it. Raises ``Unavailable``, ``CircuitOpen`` included.
+    def enter(self) -> None:
+        """A call begins."""
+        self.in_flight += 1
 
-        The permit is to be settled once the answer has ended: a stream may die later.
-        """
-        permit = self.breaker.admit()
-        try:
-            return await question(self.client), permit
-        except Unavailable as error:
-            self.failed(permit, error)
-            raise
-        except BaseException:
-            permit.release()
-            raise
+    def leave(self) -> None:
+        """A call has ended: of a stream, its last byte."""
+        self.in_flight -= 1
+        if self._retired and not self.in_flight:
+            self._on_idle(self)
 
-    def answered(self, permit: Permit) -> None:
+    def retire(self) -> None:
+        """No new calls come: it was taken out of the configuration, or changed there."""
+        self._retired = True
+        self.breaker.retire()
+        if not self.in_flight:
+            self._on_idle(self)
+
+    def answered(self, permit: Permit, *, slow: bool = False) -> None:
         """Note that an answer came to its end."""
-        permit.succeed()
+        permit.succeed(slow=slow)
         self._observe(None)
 
     def failed(self, permit: Permit, error: Unavailable) -> None:
         """Note a failure. A 4xx of the caller's making shows a server that is well."""
-        if not isinstance(error, CircuitOpen):  # else nothing was looked at
-            self._observe(str(error))
-        status = error.status if isinstance(error, UpstreamError) else None
-        if status in _CLIENT_ERRORS and status not in _NOT_THE_CALLERS_FAULT:
-            permit.succeed()
+        if isinstance(error, CircuitOpen):
+            permit.release()  # nothing was looked at
             return
+        self._observe(str(error))
+        if isinstance(error, UpstreamError):
+            if error.stale:
+                permit.release()  # a connection ended; of the server it says nothing
+                return
+            status = error.status
+            if status in _CLIENT_ERRORS and status not in _NOT_THE_CALLERS_FAULT:
+                permit.succeed()
+                return
         permit.fail(error)
         if isinstance(error, UpstreamError) and error.retry_after_s:
             self.breaker.hold(error.retry_after_s)
@@ -79,6 +97,25 @@ class Upstream:
             message=self._last_error or "",
             last_observed=self._observed_at,
         )
+
+    def stats(self) -> dict[str, Any]:
+        """What ``/stats`` shows of it: never an address or a key."""
+        deployment = self.deployment
+        return {
+            "name": deployment.name,
+            "side": deployment.side,
+            "kind": deployment.kind,
+            "dialect": deployment.dialect,
+            "model": deployment.model,
+            "weight": deployment.weight,
+            "tags": list(deployment.tags),
+            "fallbacks": list(deployment.fallbacks),
+            "replayed": deployment.replayed,
+            "priced": deployment.price_input is not None
+            and deployment.price_output is not None,
+            "in_flight": self.in_flight,
+            "breaker": msgspec.to_builtins(self.breaker.snapshot()),
+        }
 
     def _observe(self, error: str | None) -> None:
         self._last_error = error

@@ -17,6 +17,8 @@ QUERY_ROUTED = "query_routed"
 MODEL_CALLED = "model_called"
 CONTEXT_RETRIEVED = "context_retrieved"
 FEEDBACK_RECEIVED = "feedback_received"
+QUERY_AUGMENTED = "query_augmented"
+INTERACTION_TRACKED = "interaction_tracked"
 DOCUMENT_ADDED = "document_added"
 
 

@@ -169,6 +169,16 @@ def _refuse_redis_parts(
             raise ValueError(message)
 
 
+def sqlite_url(url: str) -> str:
+    """Return ``url`` when it is ``sqlite:///PATH``."""
+    if url.startswith("sqlite:///"):
+        return url
+    kind = url.partition(":")[0].partition("+")[0]
+    if kind in {"postgres", "postgresql"}:
+        raise ValueError("PostgreSQL is not supported yet; use sqlite:///PATH")
+    raise ValueError("not a database that Nestor can use; use sqlite:///PATH")
+
+
 def password_in(url: str) -> str | None:
     """Return the password that a URL carries, decoded; None without one."""
     try:

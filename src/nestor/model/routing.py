@@ -29,6 +29,39 @@ EXTRACT = "extract"
 """The route of an answer that quotes the knowledge base because no model is configured."""
 
 
+class Dialect(StrEnum):
+    """Whose shapes a request, its reply and its events have."""
+
+    OPENAI = "openai"
+    """Chat completions (and embeddings): what most servers of models speak."""
+    ANTHROPIC = "anthropic"
+    """Messages."""
+    RESPONSES = "responses"
+    """OpenAI's Responses. Callers speak it, no deployment does."""
+
+
+BETAS = "anthropic-beta"
+"""A header of Anthropic's dialect: betas that a caller asks for, separated by commas. Within
+Nestor it is a field of the request, a list, for it says as much as the others do."""
+
+
+class Kind(StrEnum):
+    """What a deployment is asked for."""
+
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+
+
+class CacheScope(StrEnum):
+    """Who is given an answer that a deployment gave before to the same request."""
+
+    OFF = "off"
+    """Nobody, but for a caller that asks for it: then as ``private``."""
+    PRIVATE = "private"
+    """The same key (of a task: any of the task's keys)."""
+    SHARED = "shared"
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One configured model endpoint. Prices are USD per million tokens; None: unknown."""
 
@@ -36,11 +69,31 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     side: Side
     model: str
     base_url: str
-    dialect: str = "openai"
+    dialect: Dialect = Dialect.OPENAI
+    """``openai`` or ``anthropic``."""
+    kind: Kind = Kind.CHAT
     api_key: str | None = None
     price_input: Decimal | None = None
     price_output: Decimal | None = None
+    price_cached: Decimal | None = None
+    """Of input that the provider had cached; None: as input."""
+    price_cache_write: Decimal | None = None
+    """Of input that the provider puts in its cache; None: as input."""
     timeout_s: float = 120.0
+    slow_s: float | None = None
+    """An answer (of a stream: its first token) that takes longer counts as slow."""
+    weight: int = 1
+    """Share of the calls among deployments that may serve the same request; 0: only as fallback."""
+    rpm: int | None = None
+    tpm: int | None = None
+    """Requests and tokens a minute that it takes; None: no limit."""
+    max_output_tokens: int | None = None
+    """What a call without a limit of its own may write, for budgets; None: unknown."""
+    tags: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    """Names of deployments that are asked next, in order, when this one does not answer."""
+    cache: CacheScope = CacheScope.OFF
+    cache_ttl_s: float = 3600.0
     replayed: bool = False
     """Answers come from a cassette, not from a model."""
 
@@ -94,7 +147,8 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str
     side: Side
     model: str
-    dialect: str
+    dialect: Dialect
+    """The caller's."""
     route_reason: str
     ok: bool
     usage: Usage
@@ -106,5 +160,27 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     fallback_from: str | None = None
     replayed: bool = False
+    cached: bool = False
+    """Answered from the answer cache: nobody was asked."""
     purpose: str = "gateway"
     """``gateway`` (an agent or client) or ``route`` (guidance and questions)."""
+    key_id: str | None = None
+    context_ids: tuple[str, ...] = ()
+    """Of the knowledge that the request carried, where the gateway put it there."""
+    attempt_of: str | None = None
+    """The interaction whose earlier attempt this was; None: the one that counts."""
+    charges: tuple["Charge", ...] = ()
+    unsettled: bool = False
+    """Nobody saw its end: whether, and for how much, it was billed is not known."""
+
+
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call costs an account (``key:ID``, ``task:ID``).
+
+    What is not known is charged as it was reserved: a caller that leaves just before
+    the end must not be free.
+    """
+
+    account: str
+    usd: Decimal
+    tokens: int

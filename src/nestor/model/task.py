@@ -189,11 +189,17 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one model call, or of several added up; None: not reported."""
+    """Tokens of one model call, or of several added up; None: not reported.
+
+    ``cached_tokens`` (read from the provider's cache) and ``cache_write_tokens`` are part
+    of ``input_tokens``, ``reasoning_tokens`` are part of ``output_tokens``.
+    """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
     @property
     def total(self) -> int:

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from nestor.model.access import ApiKey, Principal
+from nestor.model.access import ApiKey, KeyLimits, Principal
 
 
 class KeyStore(Protocol):
     """Makes keys and tells whose a key is."""
 
-    async def create(self, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
+    async def create(
+        self, name: str, scopes: Sequence[str], limits: KeyLimits | None = None
+    ) -> tuple[ApiKey, str]:
         """Make a key; the secret is returned here and never again.
 
-        Raises ``InvalidInput`` that names ``name``, or the scope by its place (``scopes.1``).
+        Raises ``InvalidInput`` that names ``name``, the scope by its place (``scopes.1``),
+        or the limit (``limits.usd``).
         """
         ...
 
@@ -20,7 +23,8 @@ class KeyStore(Protocol):
         """Tell whose key this is; None when nobody's, or revoked.
 
         Costs no look-up when it cannot be a key; the use of one is noted, and shown by
-        ``all`` within a minute. Raises ``Unavailable`` when the keys cannot be read.
+        ``all`` within a minute. While the keys cannot be read, one that was good within
+        the last 10 minutes is good; of any other it raises ``Unavailable``.
         """
         ...
 
@@ -29,7 +33,12 @@ class KeyStore(Protocol):
         ...
 
     async def revoke(self, key_id: str) -> None:
-        """A revoked key is refused from now on. Raises ``NotFound``."""
+        """A revoked key is refused from now on. Raises ``NotFound``.
+
+        Another process that cannot read the keys refuses it once it can, or after 10
+        minutes. Where it raises ``Unavailable``, the key is not revoked, but this process
+        no longer believes it unread.
+        """
         ...
 
     async def revoke_scope(self, scope: str) -> None:

@@ -4,6 +4,10 @@ closed     calls pass; ``failures`` in a row, all within ``window_s``, open the 
 open       calls are refused with ``CircuitOpen`` until the recovery time is over
 half-open  exactly one call (the probe) passes; its success closes, its failure reopens
 
+Where asked to, it also opens when too large a share of the calls within the window
+failed, or was slow. The window is counted in tenths: a tenth that is partly over
+counts no more. A slow probe then reopens it.
+
 A success ends the row. An outcome counts only in the state its call was admitted in: a
 slow call that was admitted before the breaker opened neither closes nor reopens it. A
 call that was cancelled, or failed for a reason that is not the dependency's, says
@@ -26,6 +30,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from nestor.errors import CircuitOpen, Unavailable
+from nestor.resilience.call_window import CallWindow
 from nestor.telemetry import metrics
 from nestor.telemetry.logs import get_logger
 
@@ -59,6 +64,10 @@ class BreakerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """In this state."""
     last_error: str | None
     """Class of the last counted failure; None when there was none."""
+    calls: int | None = None
+    failed: int | None = None
+    slow: int | None = None
+    """Within the window; None where shares are not looked at."""
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -72,7 +81,8 @@ class CircuitBreaker:
     Use ``await breaker.call(fn)`` or ``async with breaker:``; where a call ends in
     another task than it began in (a stream), ``with breaker.admit():``.
     ``counts``: which exceptions are the dependency's failure. A nested breaker's
-    ``CircuitOpen`` never counts: nothing was asked.
+    ``CircuitOpen`` never counts: nothing was asked. ``error_ratio`` and ``slow_ratio``
+    (0 to 1) open it too, once the window holds ``min_calls``; None: they do not.
     """
 
     def __init__(
@@ -83,6 +93,9 @@ class CircuitBreaker:
         window_s: float = 60.0,
         recovery_s: float = 60.0,
         max_hold_s: float = 3600.0,
+        error_ratio: float | None = None,
+        slow_ratio: float | None = None,
+        min_calls: int = 10,
         counts: Callable[[BaseException], bool] = is_unavailable,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -91,8 +104,14 @@ class CircuitBreaker:
         self._window_s = window_s
         self._recovery_s = recovery_s
         self._max_hold_s = max_hold_s
+        self._error_ratio = error_ratio
+        self._slow_ratio = slow_ratio
+        self._min_calls = min_calls
+        shares = error_ratio is not None or slow_ratio is not None
+        self._window = CallWindow(window_s) if shares else None
         self._counts = counts
         self._clock = clock
+        self._shown = True
         # Reentrant: a permit may be collected, and so released, at any allocation.
         self._lock = threading.RLock()
         self._state = BreakerState.CLOSED
@@ -111,6 +130,20 @@ class CircuitBreaker:
     def state(self) -> BreakerState:
         """An open breaker stays so until a call is admitted as the probe."""
         return self._state
+
+    @property
+    def refuses(self) -> bool:
+        """Tell whether ``admit`` would raise now."""
+        if self._state is BreakerState.CLOSED:
+            return False
+        return self._probe_out or self._clock() < self._open_until
+
+    def retire(self) -> None:
+        """Take it out of the metrics: what it guarded is gone, or has another breaker."""
+        with self._lock:
+            if self._shown:
+                self._shown = False
+                metrics.BREAKER_STATE.remove(self.name)
 
     def admit(self) -> "Permit":
         """Let one call pass; settle the permit or use it as a context manager.
@@ -194,6 +227,7 @@ class CircuitBreaker:
             if self._state is BreakerState.CLOSED:
                 self._forget_before(now)
                 wait = None
+            seen = self._window.totals(now) if self._window else (None, None, None)
             return BreakerSnapshot(
                 name=self.name,
                 state=self._state,
@@ -201,9 +235,14 @@ class CircuitBreaker:
                 retry_after_s=wait,
                 since_s=now - self._since,
                 last_error=self._last_error,
+                calls=seen[0],
+                failed=seen[1],
+                slow=seen[2],
             )
 
-    def _settle(self, permit: "Permit", error: BaseException | None) -> None:
+    def _settle(
+        self, permit: "Permit", error: BaseException | None, *, slow: bool = False
+    ) -> None:
         with self._lock:
             if permit.epoch != self._epoch:
                 return
@@ -212,7 +251,11 @@ class CircuitBreaker:
                 self._probe_out = False
             if error is None:
                 self._row.clear()
-                if permit.probe:
+                if not permit.probe:
+                    self._weigh(now, slow=slow)
+                elif slow and self._slow_ratio is not None:
+                    self._open(now, cause="slow")
+                else:
                     self._enter(BreakerState.CLOSED, now)
                     self._next_epoch()
                 return
@@ -223,6 +266,8 @@ class CircuitBreaker:
             self._row.append(now)
             if permit.probe or len(self._row) >= self._limit:
                 self._open(now, cause=self._last_error)
+            else:
+                self._weigh(now, failed=True)
 
     def _release(self, permit: "Permit") -> None:
         with self._lock:
@@ -233,6 +278,19 @@ class CircuitBreaker:
         while self._row and self._row[0] <= now - self._window_s:
             self._row.popleft()
 
+    def _weigh(self, now: float, *, failed: bool = False, slow: bool = False) -> None:
+        """Count a call that was not the probe, and open when the share is too large."""
+        if self._window is None:
+            return
+        self._window.count(now, failed=failed, slow=slow)
+        calls, failures, slow_calls = self._window.totals(now)
+        if calls < self._min_calls:
+            return
+        if self._error_ratio is not None and failures >= self._error_ratio * calls:
+            self._open(now, cause="error_ratio")
+        elif self._slow_ratio is not None and slow_calls >= self._slow_ratio * calls:
+            self._open(now, cause="slow")
+
     def _open(self, now: float, cause: str) -> None:
         if self._state is not BreakerState.OPEN:
             self._enter(BreakerState.OPEN, now, cause)
@@ -242,11 +300,14 @@ class CircuitBreaker:
     def _next_epoch(self) -> None:
         self._epoch += 1
         self._probe_out = False
+        if self._window is not None:
+            self._window.clear()
 
     def _enter(self, state: BreakerState, now: float, cause: str | None = None) -> None:
         self._state = state
         self._since = now
-        metrics.BREAKER_STATE.labels(self.name).set(_GAUGE[state])
+        if self._shown:
+            metrics.BREAKER_STATE.labels(self.name).set(_GAUGE[state])
         log = _log.info if state is BreakerState.CLOSED else _log.warning
         log(f"circuit_breaker_{state}", name=self.name, cause=cause)
 
@@ -262,11 +323,11 @@ class Permit:
         self.epoch = epoch
         self.probe = probe
 
-    def succeed(self) -> None:
-        """The dependency answered."""
+    def succeed(self, *, slow: bool = False) -> None:
+        """The dependency answered; ``slow``: after longer than it should take."""
         if not self._done:
             self._done = True
-            self._breaker._settle(self, None)  # noqa: SLF001 - two halves of one thing
+            self._breaker._settle(self, None, slow=slow)  # noqa: SLF001 - two halves of one thing
 
     def fail(self, error: BaseException) -> None:
         """The call ended with ``error``; whether that counts is the breaker's rule."""

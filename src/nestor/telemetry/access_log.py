@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
 from nestor.telemetry import logs
 from nestor.telemetry.redact import redact
 
@@ -42,7 +44,7 @@ class AccessLog:
     """Not safe under threads: it belongs to the loop that serves."""
 
     def __init__(
-        self, write: Callable[[list[dict[str, object]]], None] = logs.write_lines
+        self, write: Callable[[Sequence[msgspec.Struct]], None] = logs.write_lines
     ) -> None:
         self._write = write
         self._waiting: list[Answered] = []
@@ -91,28 +93,43 @@ class AccessLog:
             self._write(_lines(waiting))
 
 
-def _lines(waiting: list[Answered]) -> list[dict[str, object]]:
+class _Line(msgspec.Struct, gc=False):
+    """What stands in the log, in this order."""
+
+    timestamp: str
+    level: str
+    logger: str
+    event: str
+    layer: str
+    method: str
+    path: str
+    status: int
+    duration_ms: float | None
+    client: str | None
+    key_id: str | None
+    trace_id: str
+
+
+def _lines(waiting: list[Answered]) -> list[_Line]:
     paths = [
         line.path[:MAX_PATH_BYTES].decode("ascii", "backslashreplace")
         for line in waiting
     ]
     return [
-        {
-            "timestamp": datetime.fromtimestamp(line.at, UTC).isoformat(),
-            "level": "info",
-            "logger": "nestor.access",
-            "event": "request",
-            "layer": line.layer,
-            "method": line.method,
-            "path": path,
-            "status": line.status,
-            "duration_ms": None
-            if line.took_s is None
-            else round(line.took_s * 1000, 2),
-            "client": line.client[0] if line.client else None,
-            "key_id": line.key_id,
-            "trace_id": line.trace_id,
-        }
+        _Line(
+            datetime.fromtimestamp(line.at, UTC).isoformat(),
+            "info",
+            "nestor.access",
+            "request",
+            line.layer,
+            line.method,
+            path,
+            line.status,
+            None if line.took_s is None else round(line.took_s * 1000, 2),
+            line.client[0] if line.client else None,
+            line.key_id,
+            line.trace_id,
+        )
         for line, path in zip(waiting, _redacted(paths), strict=True)
     ]
 

@@ -1,6 +1,6 @@
 """What every layer uses to tell the learning layer what happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,3 +68,11 @@ class LearningClient:
                 )
             ]
         )
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Append events that were made before; see ``EventLog.append``."""
+        self._log.append(events)
+
+    def seen(self, ids: frozenset[str]) -> frozenset[str]:
+        """Return those of ``ids`` that stand in the newest part of the log."""
+        return self._log.seen(ids)

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -137,18 +137,19 @@ def get_logger(name: str) -> Any:
     return structlog.get_logger(name)
 
 
-def write_lines(records: list[dict[str, object]]) -> None:
+def write_lines(records: Sequence[msgspec.Struct]) -> None:
     """Write records that are complete and redacted, in one go, in the configured format.
 
     For lines too many to take the usual way one by one.
     """
     log_format, stream = _output or ("console", sys.stderr)
     if log_format == "json":
-        lines = [_LINE.encode(record).decode() for record in records]
+        text = _LINE.encode_lines(records).decode()
     else:
-        lines = [render_console(None, "", record) for record in records]
+        shown = (msgspec.structs.asdict(record) for record in records)
+        text = "".join(render_console(None, "", one) + "\n" for one in shown)
     with contextlib.suppress(OSError, ValueError):
-        stream.write("\n".join(lines) + "\n")
+        stream.write(text)
         stream.flush()
 
 

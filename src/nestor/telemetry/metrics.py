@@ -37,7 +37,23 @@ REGISTRY: Final = CollectorRegistry()
 # counter); one registry of this client does not, so the gauge has its own.
 _STATES: Final = CollectorRegistry()
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+SECONDS: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+)
 
 BUILD_INFO: Final = Info("nestor_build", "Version that runs.", registry=REGISTRY)
 BUILD_INFO.info({"version": __version__})
@@ -84,7 +100,7 @@ ITERATIONS: Final = Counter(
 QUEUE_WAIT: Final = Histogram(
     "nestor_queue_wait_seconds",
     "From submit (or approval) to the start of a task.",
-    buckets=_SECONDS,
+    buckets=SECONDS,
     registry=REGISTRY,
 )
 
@@ -97,7 +113,7 @@ MODEL_CALLS: Final = Counter(
 )
 MODEL_TOKENS: Final = Counter(
     "nestor_model_tokens_total",
-    "Tokens the upstream reported; kind is input, output or cached.",
+    "Tokens the upstream reported; kind is input, output, and of these cached, cache_write, reasoning.",
     ["model", "kind"],
     registry=REGISTRY,
 )
@@ -117,7 +133,13 @@ MODEL_LATENCY: Final = Histogram(
     "nestor_model_latency_seconds",
     "From the request to the whole answer of a model endpoint.",
     ["model"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+MODEL_CALLS_UNSETTLED: Final = Counter(
+    "nestor_model_calls_unsettled_total",
+    "Calls of which nobody saw the end: the process ended before.",
+    ["model"],
     registry=REGISTRY,
 )
 ROUTES: Final = Counter(
@@ -130,6 +152,44 @@ BREAKER_STATE: Final = Gauge(
     "nestor_breaker_state",
     "Circuit breaker: 0 closed, 1 half-open, 2 open.",
     ["name"],
+    registry=REGISTRY,
+)
+
+# The meter's journal -------------------------------------------------------------------
+CALLS_WAITING: Final = Gauge(
+    "nestor_calls_waiting",
+    "Model calls that ended and are not in the database yet.",
+    registry=REGISTRY,
+)
+CALLS_WAITING_SECONDS: Final = Gauge(
+    "nestor_calls_waiting_seconds",
+    "How long the database has not had all calls that ended.",
+    registry=REGISTRY,
+)
+CALL_FOLDS_FAILED: Final = Counter(
+    "nestor_call_folds_failed_total",
+    "Batches of calls that the database did not take; they are tried again.",
+    registry=REGISTRY,
+)
+JOURNAL_UNWRITTEN: Final = Gauge(
+    "nestor_journal_unwritten_lines",
+    "Lines of the call journal waiting in memory because the disk takes no more.",
+    registry=REGISTRY,
+)
+JOURNAL_DROPPED: Final = Counter(
+    "nestor_journal_dropped_lines_total",
+    "Lines of the call journal that neither the disk nor memory could take.",
+    registry=REGISTRY,
+)
+JOURNAL_BAD_LINES: Final = Counter(
+    "nestor_journal_bad_lines_total",
+    "Lines in journals of ended processes that are no call; their files are kept.",
+    registry=REGISTRY,
+)
+JOURNAL_ERRORS: Final = Counter(
+    "nestor_journal_errors_total",
+    "Failures of the call journal by errno name.",
+    ["error"],
     registry=REGISTRY,
 )
 
@@ -147,19 +207,11 @@ KB_CHUNKS: Final = Gauge(
     registry=REGISTRY,
 )
 
-# HTTP ----------------------------------------------------------------------------------
-HTTP_REQUESTS: Final = Counter(
-    "nestor_http_requests_total",
-    "Requests answered, by layer.",
-    ["layer", "method", "status"],
-    registry=REGISTRY,
-)
-HTTP_SECONDS: Final = Histogram(
+# HTTP: ``telemetry.http_metrics`` counts these ------------------------------------------
+HTTP_REQUESTS: Final = ("nestor_http_requests", "Requests answered, by layer.")
+HTTP_SECONDS: Final = (
     "nestor_http_request_seconds",
     "From the head of a request to the end of its reply.",
-    ["layer"],
-    buckets=_SECONDS,
-    registry=REGISTRY,
 )
 
 _MAX_EVENT_TYPES = 64

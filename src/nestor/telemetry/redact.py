@@ -141,6 +141,13 @@ _SECRET_NAME = re.compile(
     r"|x-api-key|cookie|set-cookie)\d{0,2}"
 )
 
+# One search that says "no rule can match" for nearly every text.
+_ANY_HINT = re.compile("|".join(re.escape(h) for rule in _RULES for h in rule.hints))
+_PASSES = 4
+"""A secret that stood right behind another one is seen once that is gone."""
+_MAX_NAMES, _MAX_KEPT_NAME = 1024, 64
+_names: dict[str, tuple[str, bool]] = {}
+"""What a name becomes, and whether it is a secret's: the same few in every event."""
 _remembered: tuple[str, ...] = ()
 _remembered_lock = threading.Lock()
 
@@ -150,11 +157,12 @@ def remember(*secrets: str) -> None:
 
     For secrets out of the settings: an upstream's error message may repeat one.
     """
-    global _remembered  # noqa: PLW0603 - one set for the process: logs have no other way to it
+    global _remembered, _names  # noqa: PLW0603 - one set for the process: logs have no other way to it
     with _remembered_lock:
         fit = (s for s in secrets if len(s) >= _MIN_REMEMBERED and s not in REDACTED)
         known = {*_remembered, *fit}
         _remembered = tuple(sorted(known, key=lambda s: (-len(s), s)))
+        _names = {}  # after: who looks meanwhile fills the one that is let go
 
 
 def redact(text: str) -> str:
@@ -163,10 +171,16 @@ def redact(text: str) -> str:
         text = _SURROGATE.sub("\ufffd", text)
     for secret in _remembered:
         text = text.replace(secret, REDACTED)
-    lowered = text.lower()
-    for rule in _RULES:
-        if any(hint in lowered for hint in rule.hints):
-            text = rule.pattern.sub(rule.replacement, text)
+    for _ in range(_PASSES):
+        lowered = text.lower()
+        if _ANY_HINT.search(lowered) is None:
+            break
+        before = text
+        for rule in _RULES:
+            if any(hint in lowered for hint in rule.hints):
+                text = rule.pattern.sub(rule.replacement, text)
+        if text == before:
+            break
     return text
 
 
@@ -187,10 +201,10 @@ def _redact_value(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
         cleaned: dict[Any, Any] = {}
         for key, item in value.items():
-            name = redact(key) if isinstance(key, str) else key
+            name, secret = _name(key) if isinstance(key, str) else (key, False)
             while name in cleaned:
                 name = f"{name}_"
-            if isinstance(key, str) and _SECRET_NAME.fullmatch(key):
+            if secret:
                 cleaned[name] = _hide(item, depth + 1)
             else:
                 cleaned[name] = _redact_value(item, depth + 1)
@@ -198,6 +212,16 @@ def _redact_value(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_redact_value(item, depth + 1) for item in value]
     return value
+
+
+def _name(key: str) -> tuple[str, bool]:
+    names = _names
+    known = names.get(key)
+    if known is None:
+        known = redact(key), _SECRET_NAME.fullmatch(key) is not None
+        if len(names) < _MAX_NAMES and len(key) <= _MAX_KEPT_NAME:
+            names[key] = known
+    return known
 
 
 def _hide(value: Any, depth: int) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 from litestar import Litestar, MediaType, Request, Response, Router, get
@@ -19,7 +19,7 @@ from nestor.ports.session_store import SessionStore
 from nestor.telemetry import metrics
 from nestor.telemetry.access_log import AccessLog
 from nestor.web import auth, errors, health, openapi
-from nestor.web.edge import ASGIApp, Edge, Receive, Scope, Send
+from nestor.web.edge import Edge, Receive, Scope, Send
 from nestor.web.health import Dependencies, Health
 
 _BREAKER_STATES = ("closed", "half-open", "open")
@@ -127,7 +127,7 @@ def create_app(
         warnings.simplefilter("ignore", LitestarDeprecationWarning)
         litestar = Litestar(
             route_handlers=[*handlers, *health.handlers(state), *_shared(layer)],
-            middleware=[cast("Any", gate.around)],  # ASGI as well
+            before_request=gate.check,
             exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
             request_class=StrictRequest,
             # The edge counts bodies; two limits would answer in two ways.
@@ -141,8 +141,9 @@ def create_app(
     litestar.state.nestor = nestor
     litestar.state.ports = {}
     gate.learn(litestar)
+    routes = _Routes(litestar, gate)
     edge = Edge(
-        cast("ASGIApp", litestar),  # ASGI, in Litestar's own types
+        routes,
         layer=layer,
         authenticate=auth.Authenticator(
             layer=layer,
@@ -155,6 +156,7 @@ def create_app(
         ),
         allowed_hosts=nestor.settings.allowed_hosts,
         access_log=access_log,
+        renderers=routes.renderers,
         refuse_target=refuse_target,
     )
     return LayerApp(layer, litestar, edge, state)
@@ -192,13 +194,68 @@ def _segment(part: Any) -> bytes:
     return re.escape(part).encode() if isinstance(part, str) else b"[^/]+"
 
 
+class _Routes:
+    """Litestar, with a short way for paths without parameters.
+
+    Which handler serves such a path is known beforehand; and what a handler raises
+    becomes a problem in the edge, as it would in Litestar's own layers in between. A
+    handler with ``opt={"asgi": make}`` is served by ``make(nestor)``, an ASGI
+    application, and by itself only describes it. ``opt={"render": …}`` says errors of
+    its path in a shape of their own, as such an application's ``render`` does.
+    """
+
+    def __init__(self, litestar: Litestar, gate: "_Gate") -> None:
+        self._litestar: Any = litestar
+        self._gate = gate
+        self.plain = {
+            path: handler.opt["asgi"](litestar.state.nestor)
+            for path, handler in _plain_handlers(litestar)
+        }
+        self.renderers = {path: app.render for path, app in self.plain.items()}
+        self._known: dict[tuple[str, str], tuple[Any, BaseRouteHandler]] = {
+            (method, route.path): (route.handle, handler)
+            for route in litestar.routes
+            if isinstance(route, HTTPRoute) and not route.path_parameters
+            for method, (handler, _) in route.route_handler_map.items()
+        }
+        self.renderers |= {
+            path: handler.opt["render"]
+            for (_, path), (_, handler) in self._known.items()
+            if "render" in handler.opt
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        known = self._known.get((scope["method"], scope["path"]))
+        if known is None:
+            await self._litestar(scope, receive, send)
+            return
+        serve, handler = known
+        scope["route_handler"] = handler
+        scope["app"] = scope["litestar_app"] = self._litestar
+        scope["path_template"] = scope["path"]
+        scope["path_params"], scope["state"] = {}, {}
+        if "asgi" in handler.opt:
+            self._gate.check_scope(scope)
+            serve = self.plain[scope["path"]]
+        await serve(scope, receive, send)
+
+
+def _plain_handlers(litestar: Litestar) -> Iterator[tuple[str, BaseRouteHandler]]:
+    for route in litestar.routes:
+        if isinstance(route, HTTPRoute):
+            for handler in route.route_handlers:
+                if "asgi" in handler.opt:
+                    yield route.path, handler
+
+
 class _Gate:
     """In front of every handler, behind the router: the caller's scopes, then the query's names.
 
     Query parameters that a handler does not declare are errors, like unknown fields of a
     body; a handler that reads the query by itself says so with ``opt={"query": "any"}``.
-    Plain ASGI and no guard: for each guard and request Litestar copies the handler,
-    which costs as much as all of the edge.
+    Neither guards nor middleware: for each of these Litestar does as much again at each
+    request as all of the edge does.
     """
 
     def __init__(self) -> None:
@@ -213,16 +270,12 @@ class _Gate:
                     known = self._known.get(handler, frozenset())
                     self._known[handler] = known | names
 
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the part of the application behind the router."""
+    async def check(self, request: Request[Any, Any, Any]) -> None:
+        """Runs before the body is read. Raises ``Unauthorized``, ``Forbidden``, ``InvalidInput``."""
+        self.check_scope(cast("Any", request.scope))
 
-        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-            self._check(scope)
-            await app(scope, receive, send)
-
-        return checked
-
-    def _check(self, scope: Scope) -> None:
+    def check_scope(self, scope: Scope) -> None:
+        """Do the same by the ASGI scope of a request."""
         handler = scope["route_handler"]
         auth.check_scope(scope, handler.opt)
         if not scope["query_string"] or handler.opt.get("query") == "any":

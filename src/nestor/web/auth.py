@@ -27,13 +27,15 @@ COOKIE = b"nestor_session"
 PAGE_LAYER = "dashboard"
 PAGE_NAME = "nestor.localhost"
 _SESSION_SECRET = re.compile(rb"[A-Za-z0-9_-]{16,200}")
+_KEY = re.compile(rb"[!-~]{1,%d}" % MAX_KEY_BYTES)
+_BEARER = re.compile(rb"Bearer (%b)" % _KEY.pattern)
 _CSRF_LABEL = b"nestor csrf token"
 
 _SERVICE_TARGETS = frozenset({("GET", b"/health/detailed"), ("GET", b"/metrics")})
 CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"cookie", b"x-csrf-token"})
 """Headers that tell who calls."""
-_ADMIN = Principal(key_id=ADMIN, scopes=frozenset({ADMIN}))
-_SERVICE = Principal(key_id=SERVICE, scopes=frozenset({SERVICE}))
+_ADMIN = Principal(key_id=ADMIN, scopes=frozenset({ADMIN}), name=ADMIN)
+_SERVICE = Principal(key_id=SERVICE, scopes=frozenset({SERVICE}), name=SERVICE)
 
 Target = tuple[str, bytes]
 """A method and a raw path, byte for byte."""
@@ -147,6 +149,8 @@ _NO_SESSION = "this session has ended; make a new link in a terminal: nestor pag
 def key_of(sent: Sent) -> bytes | None:
     """Return the one key that a request carries, None without. Raises ``Unauthorized``."""
     bearers, plain = sent.get(b"authorization", ()), sent.get(b"x-api-key", ())
+    if len(bearers) == 1 and not plain and (usual := _BEARER.fullmatch(bearers[0])):
+        return usual[1]
     if not bearers and not plain:
         return None
     found = {value.strip() for value in plain}
@@ -159,8 +163,7 @@ def key_of(sent: Sent) -> bytes | None:
     if found or len(bearers) > 1 or len(plain) > 1:
         raise Unauthorized("more than one key was given")
     # Keys are printable and hold no space: what cannot be one is not looked up.
-    shaped = 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and b" " not in key
-    if not shaped or not key.decode("ascii").isprintable():
+    if not _KEY.fullmatch(key):
         raise Unauthorized("nobody knows this key")
     return key
 
@@ -238,7 +241,7 @@ def check_scope(connection: Mapping[str, Any], opt: Mapping[str, Any]) -> None:
         if ADMIN in wanted or not template.startswith(TASK_KEY_PREFIX):
             raise Forbidden("a task's key does not reach this")
         return
-    if not any(user.may(scope) for scope in wanted):
+    if ADMIN not in user.scopes and user.scopes.isdisjoint(wanted):
         raise Forbidden(f"this needs a key with the scope {' or '.join(wanted)}")
 
 

@@ -1,33 +1,46 @@
-"""The Coordinator over HTTP: route a query, OpenAI's chat completions, keys."""
+"""The Coordinator over HTTP: route a query, call models in any dialect, keys."""
 
-import asyncio
-from collections.abc import Awaitable
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import Request, Response, delete, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
-from litestar.response import Stream
+from litestar.types import ASGIApp
 
-from nestor.coordinator.chat import ChatStream
 from nestor.errors import (
     BudgetExceeded,
-    InvalidInput,
     NotFound,
     RateLimited,
+    TooLarge,
     UpstreamError,
 )
-from nestor.model.access import ApiKey, Principal
-from nestor.model.routing import RouteRequest, RouteResult
+from nestor.model.access import ApiKey, KeyLimits
+from nestor.model.routing import Dialect, RouteRequest, RouteResult
+from nestor.ports.budget_store import Spent
+from nestor.web import interactions, mcp, models
 from nestor.web.auth import charge_to
-from nestor.web.views import Chat, CoordinatorStats, KeyList, MadeKey, Models
+from nestor.web.gateway import (
+    CACHE,
+    ITERATION,
+    LAST_ITERATION,
+    TAGS,
+    ModelCalls,
+    caller_of,
+)
+from nestor.web.views import (
+    Chat,
+    CoordinatorStats,
+    EmbeddingsRequest,
+    KeyList,
+    KeyView,
+    MadeKey,
+    MessagesRequest,
+    ResponsesRequest,
+)
 from nestor.wiring import Nestor
 
-T = TypeVar("T")
-_LAST_ITERATION, _MAX_DIGITS = 10_000, 15
 _OF_MODELS = (BudgetExceeded, RateLimited, UpstreamError)
 _ROUTED = (
     "x-nestor-route",
@@ -39,16 +52,70 @@ _ROUTED = (
 )
 
 
+_OF_CALLS = (
+    "x-nestor-overhead-ms",
+    "x-nestor-fallback-from",
+    "x-nestor-left-out",
+    "x-nestor-cached",
+)
+_EVENTS = "text/event-stream"
+_STEER = {
+    ITERATION.decode(): {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": LAST_ITERATION,
+    },
+    CACHE.decode(): {"type": "string", "enum": ["true", "false"]},
+    TAGS.decode(): {
+        "type": "string",
+        "pattern": "^[a-z0-9_-]{1,64}(,[a-z0-9_-]{1,64}){0,15}$",
+    },
+}
+
+
+def _model_call(
+    dialect: Dialect, body: Any, *, embeddings: bool = False
+) -> dict[str, Any]:
+    """Return what is said of a path of the gateway; ``web.gateway`` serves it."""
+    media = ["application/json"] if embeddings else ["application/json", _EVENTS]
+    return {
+        "scope": "model",
+        "asgi": lambda nestor: ModelCalls(nestor, dialect, embeddings=embeddings),
+        "dialect": dialect,
+        "body": body,
+        "replies": {200: dict[str, Any]},
+        "media": media,
+        "raises": (NotFound, TooLarge, *_OF_MODELS),
+        "reply_headers": (*_ROUTED, *_OF_CALLS),
+        "request_headers": _STEER,
+        # SDKs add ``beta=true``; nothing is read from it.
+        "query": "any",
+    }
+
+
+def _served(request: Request[Any, Any, Any]) -> ASGIApp:
+    opt = request.scope["route_handler"].opt
+    served: ASGIApp = opt["asgi"](_parts(request))
+    return served
+
+
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of ``POST /keys``."""
 
     name: str
     scopes: list[str]
+    limits: KeyLimits | None = None
 
 
 def handlers() -> list[HTTPRouteHandler]:
     """Return this layer's routes."""
-    return [route, chat, models, stats, keys, create_key, revoke_key]
+    return [
+        *(route, chat_completions, messages, responses, embeddings),
+        *models.handlers(),
+        *(stats, keys, create_key, revoke_key),
+        *interactions.handlers(),
+        mcp.handler(),
+    ]
 
 
 def _parts(request: Request[Any, Any, Any]) -> Nestor:
@@ -71,60 +138,39 @@ async def route(
 ) -> Response[dict[str, Any]]:
     """Answer a query by the model that should, with context from the knowledge base."""
     charge_to(data.task_id, request.user)
-    result = await _parts(request).coordinator.route(data)
-    return Response(_route_view(result), headers=_route_headers(result))
+    caller = caller_of(cast("Any", request.scope))
+    result = await _parts(request).coordinator.route(data, caller=caller)
+    return Response(route_view(result), headers=_route_headers(result))
+
+
+@post("/v1/chat/completions", opt=_model_call(Dialect.OPENAI, Chat))
+async def chat_completions(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Answer in OpenAI's shape, streamed or not.
+
+    ``model`` may be auto, local, remote, or the name of a deployment or of a model.
+    """
+    return _served(request)
+
+
+@post("/v1/messages", opt=_model_call(Dialect.ANTHROPIC, MessagesRequest))
+async def messages(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Answer in Anthropic's shape, streamed or not; ``model`` as for chat completions."""
+    return _served(request)
+
+
+@post("/v1/responses", opt=_model_call(Dialect.RESPONSES, ResponsesRequest))
+async def responses(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Answer in the shape of OpenAI's Responses; nothing is stored between two calls."""
+    return _served(request)
 
 
 @post(
-    "/v1/chat/completions",
-    status_code=200,
-    opt={
-        "scope": "model",
-        "body": Chat,
-        "replies": {200: dict[str, Any]},
-        "media": ["application/json", "text/event-stream"],
-        "raises": (NotFound, *_OF_MODELS),
-        "reply_headers": (*_ROUTED, "x-nestor-overhead-ms", "x-nestor-fallback-from"),
-        "request_headers": {
-            "x-nestor-iteration": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": _LAST_ITERATION,
-            }
-        },
-    },
+    "/v1/embeddings",
+    opt=_model_call(Dialect.OPENAI, EmbeddingsRequest, embeddings=True),
 )
-async def chat(
-    request: Request[Any, Any, Any], data: dict[str, Any]
-) -> Response[Any] | Stream:
-    """Answer in OpenAI's shape, streamed or not; ``model`` may be auto, local or remote.
-
-    A task's key names its task; the sandbox's forwarder says which iteration it is.
-    """
-    principal: Principal = request.user
-    iteration = _iteration(request)
-    asked = _parts(request).coordinator.chat(
-        data,
-        principal=principal,
-        task_id=principal.task_id,
-        iteration=iteration if principal.task_id else None,
-    )
-    done = await _unless_left(request, asked)
-    if isinstance(done, ChatStream):
-        return Stream(
-            done,
-            media_type="text/event-stream",
-            headers=done.headers,
-            # Runs however the stream ended, also when the client left in the middle.
-            background=BackgroundTask(done.aclose),
-        )
-    return Response(done.body, headers=done.headers)
-
-
-@get("/v1/models", opt={"scope": "model"})
-async def models(request: Request[Any, Any, Any]) -> Models:
-    """List what ``model`` may be, in OpenAI's shape."""
-    return {"object": "list", "data": _parts(request).coordinator.models()}
+async def embeddings(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Answer with embeddings, in OpenAI's shape."""
+    return _served(request)
 
 
 @get("/stats", opt={"scope": "read"})
@@ -134,7 +180,8 @@ async def stats(request: Request[Any, Any, Any]) -> CoordinatorStats:
     calls = [
         {name: _plain(value) for name, value in row.items()} for row in found["calls"]
     ]
-    view: CoordinatorStats = {**found, "calls": calls}  # type: ignore[typeddict-item]
+    spent = await interactions.spend_stats(_parts(request))
+    view: CoordinatorStats = {**found, "calls": calls, "spend": spent}  # type: ignore[typeddict-item]
     return view
 
 
@@ -147,19 +194,29 @@ async def keys(
 
     Revoked keys of a task's iterations are many and of no more use: only with ``all``.
     """
-    found = await _parts(request).keys.all()
-    return {"keys": [key for key in found if every or not _spent(key)]}
+    parts = _parts(request)
+    listed = [key for key in await parts.keys.all() if every or not _is_over(key)]
+    accounts = [f"key:{key.id}" for key in listed if key.limits is not None]
+    spent = await parts.budgets.all_spent(accounts)
+    return {"keys": [_key_view(key, spent.get(f"key:{key.id}")) for key in listed]}
 
 
-def _spent(key: ApiKey) -> bool:
+def _is_over(key: ApiKey) -> bool:
     of_a_task = any(scope.startswith("task:") for scope in key.scopes)
     return of_a_task and key.revoked_at is not None
+
+
+def _key_view(key: ApiKey, spent: Spent | None) -> KeyView:
+    seen = None
+    if spent is not None:
+        seen = {"usd": f"{spent.usd:f}", "tokens": spent.tokens}
+    return cast("KeyView", {**msgspec.to_builtins(key), "spent": seen})
 
 
 @post("/keys", status_code=201, opt={"scope": "admin"})
 async def create_key(request: Request[Any, Any, Any], data: NewKey) -> MadeKey:
     """Make a key; its secret is in this reply and nowhere else."""
-    key, secret = await _parts(request).keys.create(data.name, data.scopes)
+    key, secret = await _parts(request).keys.create(data.name, data.scopes, data.limits)
     return cast("MadeKey", {**msgspec.to_builtins(key), "key": secret})
 
 
@@ -169,40 +226,8 @@ async def revoke_key(request: Request[Any, Any, Any], key_id: str) -> None:
     await _parts(request).keys.revoke(key_id)
 
 
-async def _unless_left(request: Request[Any, Any, Any], work: Awaitable[T]) -> T:
-    """Await ``work``; give it up when the client goes, so that the upstream stops too."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise InvalidInput("the client left before there was an answer")
-        return working.result()
-    finally:
-        gone.cancel()
-        if not working.done():
-            working.cancel()
-            # Its end includes settling the call.
-            await asyncio.wait({working})
-
-
-async def _left(request: Request[Any, Any, Any]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _iteration(request: Request[Any, Any, Any]) -> int | None:
-    given = request.headers.get("x-nestor-iteration")
-    if given is None:
-        return None
-    # Counted first: Python refuses to read digits without end.
-    short = given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS
-    if not (short and 0 < int(given) <= _LAST_ITERATION):
-        raise InvalidInput.at("x-nestor-iteration", "must be a number from 1")
-    return int(given)
-
-
-def _route_view(result: RouteResult) -> dict[str, Any]:
+def route_view(result: RouteResult) -> dict[str, Any]:
+    """Return a reply as JSON holds it."""
     view: dict[str, Any] = msgspec.to_builtins(result)
     return {**view, "cost_usd": _plain(result.cost_usd)}
 

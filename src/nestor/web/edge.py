@@ -10,47 +10,47 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import unquote_plus
 
 from nestor.errors import Forbidden, InvalidInput, TooLarge
 from nestor.model.ids import new_trace_id
-from nestor.telemetry import metrics
 from nestor.telemetry.access_log import AccessLog
+from nestor.telemetry.http_metrics import counts_of
 from nestor.telemetry.trace import enter, leave, parse_traceparent
 from nestor.web import auth, wire
 from nestor.web.auth import Sent
 from nestor.web.errors import Headers, Refused, render
-from nestor.web.headers import SECURITY_HEADERS, SECURITY_NAMES
-from nestor.web.wire import MAX_TARGET_BYTES, Address, Lingering, Room
+from nestor.web.headers import SECURITY_BLOCK, SECURITY_HEADERS, SECURITY_NAMES
+from nestor.web.reply import BLOCK
+from nestor.web.target import METHODS, check_target
+from nestor.web.wire import Address, Lingering, Room
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Render = Callable[[Exception, str], tuple[int, Headers, bytes]]
+"""From an exception and a trace id to status, headers and body."""
 
 MAX_BODY_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 32 << 20
-LARGE_BODIES = frozenset({"/documents"})
+MAX_MODEL_BODY_BYTES = 8 << 20
+LARGE_BODIES = {
+    "/documents": MAX_DOCUMENT_BYTES,
+    # A long conversation of an agent, with pictures in it.
+    "/v1/chat/completions": MAX_MODEL_BODY_BYTES,
+    "/v1/messages": MAX_MODEL_BODY_BYTES,
+    "/v1/responses": MAX_MODEL_BODY_BYTES,
+    "/v1/embeddings": MAX_MODEL_BODY_BYTES,
+}
 MAX_IN_FLIGHT = 512
 """Requests of one layer at one time; of those that need no key as many more."""
 _ALWAYS = b"/health/"
 
 OWN_SITES = frozenset({"same-origin", "none"})
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "nestor.localhost"})
-KEY_NAMES = frozenset({"api_key", "apikey", "api-key", "x-api-key", "key", "token", "access_token"})  # fmt: skip
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
-# One spelling for each path: no slash at the end, nothing escaped that needs no escape.
-_ODD_PATH = re.compile(
-    rb"//|./$|/\.\.?(?:/|$)|\\|%(?:[01][0-9a-f]|2[def]|3[0-9]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef])",
-    re.IGNORECASE,
-)
-_DOTS = re.compile(r"/\.\.?(?:/|$)")
-
-_PLAIN_PATH = re.compile(rb"/(?:[A-Za-z0-9_~-][A-Za-z0-9_.~-]*(?:/(?!$)|$))*")
-"""What nearly every path looks like; any other is looked at closely."""
 _ADDRESSING = frozenset({b"origin", b"sec-fetch-site", b"content-encoding", b"transfer-encoding"})  # fmt: skip
 _READ = _ADDRESSING | auth.CREDENTIALS | {b"host", b"content-length", b"traceparent"}
 _MAX_KNOWN_HOSTS = 64
@@ -68,12 +68,14 @@ class Edge:
         allowed_hosts: Iterable[str] = (),
         refuse_target: Callable[[bytes], None] = lambda _: None,
         access_log: AccessLog | None = None,
+        renderers: Mapping[str, Render] | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         """``allowed_hosts``: more names a Host may carry, each with or without a port.
 
         ``refuse_target`` raises for a request-target that the layer does not want to see;
-        it is given the bytes as they were sent.
+        it is given the bytes as they were sent. ``renderers``: for paths whose errors are
+        no problems (RFC 9457) but have a shape of their own.
         """
         self._app = app
         self._layer = layer
@@ -81,10 +83,10 @@ class Edge:
         self._hosts = frozenset(h.lower() for h in allowed_hosts)
         self._refuse_target = refuse_target
         self._access = access_log or AccessLog()
+        self._renderers = renderers or {}
         self._timer = timer
         self._known_hosts: set[tuple[bytes, int | None]] = set()
-        self._counts: dict[tuple[str, int], Any] = {}
-        self._seconds = metrics.HTTP_SECONDS.labels(layer)
+        self._counts = counts_of(layer)
         self._known, self._strangers = Room(MAX_IN_FLIGHT), Room(MAX_IN_FLIGHT)
         self._lingering = Lingering()
         self._draining = asyncio.Event()
@@ -105,7 +107,8 @@ class Edge:
             await self._serve(scope, exchange)
         except asyncio.CancelledError:
             exchange.status = exchange.status or 499
-            raise
+            if not exchange.is_gone():
+                raise
         finally:
             leave(token)
             exchange.leave_room()
@@ -121,7 +124,8 @@ class Edge:
             exchange.check_announced()
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - the edge of the process
-            status, headers, body = render(error, exchange.trace_id)
+            said = self._renderers.get(scope["path"], render)
+            status, headers, body = said(error, exchange.trace_id)
             if not exchange.status:
                 await exchange.reply(status, headers, body)
         else:
@@ -209,11 +213,7 @@ class Edge:
     ) -> None:
         """Note an answer; also of requests that came no further than the wire."""
         method = method if method in METHODS else "other"
-        count = self._counts.get((method, status))
-        if count is None:
-            count = metrics.HTTP_REQUESTS.labels(self._layer, method, str(status))
-            self._counts[method, status] = count
-        count.inc()
+        self._counts.answered(method, status)
         self._access.note(
             self._layer, method, path, status, took_s, key_id, trace_id, client
         )
@@ -222,7 +222,7 @@ class Edge:
         # A client that the wire answered saw none of ours.
         refused = scope.get(wire.REFUSED)
         status, trace_id = refused or (exchange.status or 500, exchange.trace_id)
-        self._seconds.observe(took_s)
+        self._counts.took(took_s)
         user, client = scope.get("user"), scope.get("client")
         key_id = None if user is None else user.key_id
         path = scope["raw_path"]
@@ -242,14 +242,14 @@ class _Exchange:
     ) -> None:
         self.status = 0
         self.room: Room | None = None
+        self._scope = scope
+        self._on_our_wire = wire.CYCLE in (scope.get("extensions") or ())
         self._lingering = lingering
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
         self._draining = draining
-        self._limit = (
-            MAX_DOCUMENT_BYTES if scope["path"] in LARGE_BODIES else MAX_BODY_BYTES
-        )
+        self._limit = LARGE_BODIES.get(scope["path"], MAX_BODY_BYTES)
         sent: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             if name in _READ:
@@ -297,7 +297,7 @@ class _Exchange:
         """Add what every reply carries."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": self._headers(message.get("headers", []))}
+            message = self._start(message)
         elif not message.get("more_body", False):
             self._complete = True
             if self._closes and not self._read_whole:
@@ -306,6 +306,11 @@ class _Exchange:
                 await self._lingering.linger(self._receive)
                 message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    def is_gone(self) -> bool:
+        """Tell whether the client has left, as far as the wire knows."""
+        cycle = (self._scope.get("extensions") or {}).get(wire.CYCLE)
+        return cycle is not None and bool(cycle.disconnected)
 
     def leave_room(self) -> None:
         """Give back the place that this request took, if any."""
@@ -337,18 +342,20 @@ class _Exchange:
             gone.cancel()
             stop.cancel()
 
-    def _headers(self, given: Iterable[tuple[bytes, bytes]]) -> Headers:
-        kept = [(name.lower(), value) for name, value in given]
-        own, kind = SECURITY_HEADERS, b""
-        for name, value in kept:
+    def _start(self, message: Message) -> Message:
+        kept: Headers = []
+        given: set[bytes] = set()
+        kind = b""
+        for name, value in message.get("headers", ()):
+            name = name.lower()  # noqa: PLW2901 - of ten headers each request
+            kept.append((name, value))
             if name == b"content-type":
                 kind = value
             elif name in SECURITY_NAMES:
-                own = tuple(pair for pair in own if pair[0] != name)
+                given.add(name)
         # A GET that streams events goes on until somebody stops it; a model's answer
         # (POST) ends, and is worth waiting for.
         self._endless = self._method == "GET" and kind.startswith(b"text/event-stream")
-        kept += own
         kept.append((b"x-trace-id", self.trace_id.encode()))
         # What is still to come has no bound: the connection cannot be used again.
         self._closes = not self._read_whole and (
@@ -356,47 +363,12 @@ class _Exchange:
         )
         if self._closes or not self.addressed:
             kept.append((b"connection", b"close"))
-        return kept
+        sent = {"type": message["type"], "status": self.status, "headers": kept}
+        if self._on_our_wire and not given:
+            sent[BLOCK] = SECURITY_BLOCK
+        else:
+            kept += [pair for pair in SECURITY_HEADERS if pair[0] not in given]
+        return sent
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is over {self._limit} bytes")
-
-
-def check_target(
-    scope: Scope, refuse: Callable[[bytes], None] = lambda _: None
-) -> None:
-    """Hold the request line to plain origin-form. Raises ``Refused``, ``InvalidInput``."""
-    noted = wire.target_of(scope)
-    raw: bytes = noted["raw"]
-    if scope["method"] not in METHODS:
-        allow = ", ".join(sorted(METHODS))
-        raise Refused(405, "this method is not served", allow=allow)
-    if len(raw) > MAX_TARGET_BYTES:
-        raise Refused(414, f"the request target is over {MAX_TARGET_BYTES} bytes")
-    if noted["head_too_large"]:
-        raise Refused(431, "too many headers, or too long")
-    if not raw.startswith(b"/"):
-        raise Refused(400, "only paths are served, not proxy requests")
-    if noted["malformed"]:
-        raise Refused(400, "this is not a valid HTTP/1.1 message")
-    refuse(raw)
-    if not _PLAIN_PATH.fullmatch(raw):
-        _look_closely(raw, scope["path"])
-    if not scope["query_string"]:
-        return
-    for part in re.split(rb"[&;]", scope["query_string"]):
-        name = unquote_plus(part.partition(b"=")[0].decode("latin-1"))
-        if name.strip().lower() in KEY_NAMES:
-            raise InvalidInput.at(
-                name.strip().lower(),
-                "keys are taken from headers only, never from the URL",
-            )
-
-
-def _look_closely(raw: bytes, path: str) -> None:
-    if b"#" in raw:
-        raise Refused(400, "a request target has no fragment")
-    raw_path = raw.partition(b"?")[0]
-    # U+FFFD stands where the bytes were not UTF-8 (overlong forms of a slash or a dot).
-    if _ODD_PATH.search(raw_path) or _DOTS.search(path) or "\ufffd" in path:
-        raise Refused(404, "nothing is served at this path")

@@ -11,3 +11,5 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 """Added where the application set none of the same name."""
 SECURITY_NAMES = frozenset(name for name, _ in SECURITY_HEADERS)
+SECURITY_BLOCK = b"".join(n + b": " + v + b"\r\n" for n, v in SECURITY_HEADERS)
+"""All of them, as they stand on the wire."""

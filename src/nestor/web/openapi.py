@@ -9,7 +9,8 @@ cannot say stands in the handler's ``opt``:
 - ``body``: the type of a body that the handler reads without one (OpenAI's shapes);
 - ``media``: content types of success, when they are not the handler's own;
 - ``reply_headers``: names of headers, each of which may be absent;
-- ``request_headers``: ``{name: schema}`` of headers that mean something to this call.
+- ``request_headers``: ``{name: schema}`` of headers that mean something to this call;
+- ``dialect``: errors have the shape of that dialect of models.
 
 Statuses come from ``errors.STATUS``, so that a document cannot say another than is sent.
 500 is in no document: it is a bug, whoever asks.
@@ -85,6 +86,13 @@ _EVENT: Json = {
     "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
     "required": ["data"],
 }
+_DIALECT_ERROR: Json = {
+    "type": "object",
+    "description": "An error in the dialect's own shape.",
+    "properties": {"error": {"type": "object"}},
+    "required": ["error"],
+}
+"""Problems come from the wire alone there: of messages that are no HTTP."""
 _IDS: Json = {"task_id": {"pattern": f"^{TASK_ID.pattern}$"}}
 """What the ids in paths look like; of the others only their maker knows the form."""
 
@@ -207,7 +215,10 @@ class Call:
                 }
             found[str(status)] = told
         for status in sorted(self.problems()):
-            if str(status) in found:  # both are sent: the content type tells which
+            if "dialect" in self._opt:
+                found[str(status)] = _problem(status)
+                found[str(status)]["content"][_JSON] = {"schema": _DIALECT_ERROR}
+            elif str(status) in found:  # both are sent: the content type tells which
                 found[str(status)]["content"] |= _problem(status)["content"]
             else:
                 found[str(status)] = {"$ref": f"#/components/responses/{_name(status)}"}

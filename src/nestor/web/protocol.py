@@ -7,20 +7,18 @@ here.
 
 import asyncio
 import re
+from collections import deque
 from typing import Any, cast
+from urllib.parse import unquote
 
-from httptools import HttpParserError, HttpParserUpgrade
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from httptools import HttpParserError, HttpParserUpgrade, parse_url
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from nestor.model.ids import new_trace_id
 from nestor.web import wire
 from nestor.web.errors import Refused, render
 from nestor.web.headers import SECURITY_HEADERS
+from nestor.web.reply import Cycle
 from nestor.web.wire import MAX_TARGET_BYTES, TARGET, Deadlines, Flow, Turn, Wire
 
 MAX_HEAD_BYTES = 32 << 10
@@ -33,6 +31,7 @@ PIECE_BYTES = 4 << 10
 FRAMING_PER_BYTE = 8
 """Bytes of chunk sizes and line ends that one byte of a body may cost (one in a chunk: 5)."""
 
+NOT_HTTP = "this is not a well-formed HTTP request"
 _EMPTY_LINE = b"\r\n\r\n"
 
 _LINE = re.compile(rb"(?:\r\n)*[A-Z-]+ [^ \t]+ HTTP/1\.[01]\r\n")
@@ -50,6 +49,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     wire: Wire
     flow: Flow
+    cycle: Cycle
+    pipeline: deque[tuple[Cycle, Any]]  # type: ignore[assignment] # made here
     _in_head = True
     _headed: Any = None  # the scope of the last message whose head was complete
     _head_bytes = 0
@@ -59,7 +60,7 @@ class EdgeProtocol(HttpToolsProtocol):
     _tail = b""  # of the last piece: an empty line may come in parts
     _payload_bytes = 0
     _framing_bytes = 0  # since the last byte of payload
-    _serving: RequestResponseCycle | None = None
+    _serving: Cycle | None = None
     _deaf = False
     _held = b""
     _held_at = 0
@@ -88,8 +89,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.wire.held_bytes -= len(self._held)
         self._held, self._deaf = b"", True
         if self._serving is not None:  # uvicorn tells the request that came last only
-            self._serving.disconnected = True
-            self._serving.message_event.set()
+            self._serving.lose()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
@@ -107,8 +107,29 @@ class EdgeProtocol(HttpToolsProtocol):
             data = self._held[self._held_at :] + data
             self._release()
             self._hold(data, 0)
-        elif not self._deaf:
+        elif self._deaf:
+            return
+        elif (
+            self._in_head
+            and not self._head_bytes
+            and len(data) <= PIECE_BYTES
+            and data.find(_EMPTY_LINE) == len(data) - 4
+            and not self._must_wait()
+        ):
+            self._feed_head(data)
+        else:
             self._feed(data, 0)
+
+    def _feed_head(self, data: bytes) -> None:
+        """Take one whole head and nothing else: what most requests are."""
+        self._line, self._head_bytes, self._tail = data, len(data), b""
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._check_upgrade()
+        except HttpParserError:
+            self._refuse(Refused(400, NOT_HTTP))
+        self._start_next()
 
     def _feed(self, data: bytes, at: int) -> None:
         size = len(data)
@@ -125,7 +146,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 end = at + upgrade.args[0]
                 self._check_upgrade()
             except HttpParserError:
-                self._refuse(Refused(400, "this is not a well-formed HTTP request"))
+                self._refuse(Refused(400, NOT_HTTP))
             whole = data.endswith(_EMPTY_LINE, at, end)
             self._tail = (
                 b"" if whole else (self._tail + data[max(at, end - 3) : end])[-3:]
@@ -208,18 +229,33 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Pass on the target as it was sent, and put the request in the queue."""
-        super().on_headers_complete()
-        self.scope["extensions"] = {
+        scope: Any = self.scope
+        version = self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        target = parse_url(self.url)
+        path = target.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"], scope["query_string"] = target.path, target.query or b""
+        earlier = self.cycle
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        self.cycle = cycle = Cycle(self, keep_alive=keep_alive)
+        scope["extensions"] = {
             TARGET: {
                 "raw": self.url,
                 "head_too_large": len(self.headers) > MAX_HEADERS
                 or self._head_bytes > MAX_HEAD_BYTES,
                 "malformed": self._is_malformed(),
-            }
+            },
+            wire.CYCLE: cycle,
         }
         self._in_head, self._headed = False, self.scope
         self._length = None
         self._body_bytes = self._payload_bytes = self._framing_bytes = 0
+        if earlier is not None and not earlier.response_complete:
+            self.flow.pause_reading()
+        # Not started yet: what came with it may show that the message is malformed.
+        self.pipeline.appendleft((cycle, self.app))
 
     def _is_malformed(self) -> bool:
         """Tell of what the parser takes and others read differently, or not at all."""
@@ -245,12 +281,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # One request after the other -------------------------------------------------------
 
-    def _start_asgi_task(
-        self, cycle: RequestResponseCycle, app: ASGI3Application
-    ) -> None:
-        # Not yet: what came with it may show that the message is malformed.
-        self.pipeline.appendleft((cycle, app))
-
     def _start_next(self) -> None:
         # Nor while its client leaves replies untaken: it would hold a place in the
         # application until the client moves.
@@ -259,7 +289,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 return
             self._serving, app = self.pipeline.pop()
             self.wire.waiting.pop(self, None)
-            super()._start_asgi_task(self._serving, app)
+            self._start_asgi_task(self._serving, app)
 
     def _go_on(self) -> None:
         self._start_next()
@@ -296,8 +326,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if broken is None or not broken.response_started:
             self._write_problem(error)
         if broken is not None and not broken.response_complete:
-            broken.disconnected = True
-            broken.message_event.set()
+            broken.lose()
         self.transport.close()
 
     def _write_problem(self, error: Refused) -> None:

@@ -61,6 +61,12 @@ _NARROWED: dict[str, dict[str, Json]] = {
             },
         },
     },
+    "KeyLimits": {
+        "usd": {"anyOf": [{"type": ["number", "null"]}, AMOUNT]},
+        "tokens": {"exclusiveMinimum": 0},
+        "rpm": {"exclusiveMinimum": 0},
+        "tpm": {"exclusiveMinimum": 0},
+    },
     "SearchDocuments": {
         "query": {"minLength": 1},
         "limit": {"minimum": 1, "maximum": MAX_LIMIT},
@@ -92,6 +98,12 @@ _TOGETHER: dict[str, Json] = {
                 "properties": {"items": False},
             },
             {"required": ["items"], "maxProperties": 1},
+        ]
+    },
+    "NewFeedback": {
+        "anyOf": [
+            {"required": [name], "properties": {name: {"type": kind}}}
+            for name, kind in (("outcome", "string"), ("user_feedback", "number"))
         ]
     },
 }

@@ -1,9 +1,11 @@
 """``nestor up``: all layers in one process, each on its own port."""
 
 import asyncio
+import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 from litestar.handlers import HTTPRouteHandler
@@ -28,7 +30,7 @@ def run(
     stopping: Callable[[], None] = lambda: None,
     page_link: Callable[[str, datetime], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM or SIGINT, then drain. SIGHUP reloads deployments.
 
     ``ready`` is told ``{layer: URL}`` once every layer answers, ``stopping`` is called at
     the first of those signals. ``page_link``, when given, is then told a link that signs
@@ -55,6 +57,17 @@ async def _run(
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, end)
+    asked = asyncio.Event()
+    had_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        # The same signal says that the terminal was closed: then nobody can end us there.
+        if had_terminal and not _has_terminal():
+            end()
+        else:
+            asked.set()
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     wanted = {layer: (settings.host, _port(settings, layer)) for layer in LAYERS}
     clients = ClientAddresses(settings.trusted_proxies)
     # A second start on the same folder would find its ports taken: say the cause first.
@@ -68,6 +81,7 @@ async def _run(
         async with (
             running(settings, coordinator_url=urls["coordinator"]) as nestor,
             proxy.Aidb(_address(sockets["aidb"]), nestor.service_key) as upstream,
+            _reloading(nestor, asked),
         ):
             proxied = proxy.handlers(upstream, nestor.proxy_limiter, clients)
 
@@ -90,6 +104,38 @@ async def _run(
     finally:
         for sock in sockets.values():
             sock.close()
+
+
+@asynccontextmanager
+async def _reloading(nestor: Nestor, asked: asyncio.Event) -> AsyncIterator[None]:
+    """Reload each time it is asked for, one after the other."""
+
+    async def forever() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            try:
+                await nestor.reload()
+            except Exception:
+                # The edge of a task that nobody awaits: the next one may be better.
+                log.exception("reload_broke")
+
+    task = asyncio.create_task(forever(), name="reload")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _has_terminal() -> bool:
+    """Tell whether there is a terminal that a person may close."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _apps(

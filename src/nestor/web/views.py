@@ -6,7 +6,8 @@ Money is USD as decimal text, times are RFC 3339, None is unknown.
 from datetime import datetime
 from typing import Any, NotRequired, TypedDict
 
-from nestor.model.access import ApiKey
+from nestor.model.access import KeyLimits
+from nestor.model.interaction import Feedback
 from nestor.model.knowledge import Added, Document
 from nestor.model.task import Reason, TaskStatus
 from nestor.ports.knowledge_store import KnowledgeCounts
@@ -178,11 +179,62 @@ class Chat(TypedDict):
     tools: NotRequired[list[Any] | None]
 
 
+class MessagesRequest(TypedDict):
+    """Body of ``POST /v1/messages``: Anthropic's; fields not named here are passed on."""
+
+    messages: list[ChatMessage]
+    max_tokens: int
+    model: NotRequired[str | None]
+    stream: NotRequired[bool | None]
+
+
+class ResponsesRequest(TypedDict):
+    """Body of ``POST /v1/responses``: OpenAI's; fields not named here are passed on."""
+
+    input: str | list[Any]
+    model: NotRequired[str | None]
+    stream: NotRequired[bool | None]
+
+
+class EmbeddingsRequest(TypedDict):
+    """Body of ``POST /v1/embeddings``, in OpenAI's shape."""
+
+    input: str | list[Any]
+    model: NotRequired[str | None]
+
+
+class AnthropicModel(TypedDict):
+    """What ``model`` may be, as Anthropic's SDK takes it."""
+
+    type: str
+    id: str
+    display_name: str
+    created_at: str
+
+
+class AnthropicModels(TypedDict):
+    """Reply of ``GET /v1/models`` to Anthropic's SDK."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Model(TypedDict):
+    """What ``model`` may be, in OpenAI's shape."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
 class Models(TypedDict):
     """Reply of ``GET /v1/models``, in OpenAI's shape."""
 
     object: str
-    data: list[dict[str, Any]]
+    data: list[Model]
 
 
 class CoordinatorStats(TypedDict):
@@ -193,12 +245,95 @@ class CoordinatorStats(TypedDict):
     calibration: dict[str, Any] | None
     routing_default: str
     deployments: list[dict[str, Any]]
+    spend: "SpendStats"
+
+
+class SpendTotal(TypedDict):
+    """What calls came to.
+
+    Tokens are those that were reported, null where none were. ``cost_usd`` is of the calls
+    whose price is known, null where none is; ``unpriced`` counts the others. ``unsettled``:
+    nobody saw their end.
+    """
+
+    calls: int
+    failed: int
+    unsettled: int
+    cached: int
+    unpriced: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    cost_usd: str | None
+
+
+class SpendRow(SpendTotal):
+    """Calls of one model, deployment, task, key or day; ``by`` null: of none."""
+
+    by: str | None
+    name: str | None
+    """As ``by``; of a key what its maker called it."""
+
+
+class SpendView(TypedDict):
+    """Reply of ``GET /spend``; ``truncated``: there are more rows, the total has them."""
+
+    by: str
+    since: str | None
+    rows: list[SpendRow]
+    total: SpendTotal
+    truncated: bool
+
+
+class SpendStats(TypedDict):
+    """What all calls came to: the dearest models, tasks and keys (ids), the last days."""
+
+    total: SpendTotal
+    by_model: dict[str, SpendTotal]
+    by_task: dict[str, SpendTotal]
+    by_key: dict[str, SpendTotal]
+    by_day: dict[str, SpendTotal]
+
+
+class InteractionView(TypedDict):
+    """Reply of ``GET /interactions/{id}``: one of the first two is there.
+
+    ``standing`` is what counts of ``feedback``: of each key the newest.
+    """
+
+    interaction_id: str
+    interaction: dict[str, Any] | None
+    call: dict[str, Any] | None
+    feedback: list[Feedback]
+    standing: list[Feedback]
+
+
+class KeySpent(TypedDict):
+    """What a key with limits has spent on models, by the calls that are settled."""
+
+    usd: str
+    tokens: int
+
+
+class KeyView(TypedDict):
+    """One key. ``spent`` is null where it has no limits: nobody counted it."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    limits: KeyLimits | None
+    spent: KeySpent | None
 
 
 class KeyList(TypedDict):
     """Reply of ``GET /keys``: never a secret."""
 
-    keys: list[ApiKey]
+    keys: list[KeyView]
 
 
 class MadeKey(TypedDict):
@@ -210,4 +345,5 @@ class MadeKey(TypedDict):
     created_at: datetime
     revoked_at: datetime | None
     last_used_at: datetime | None
+    limits: KeyLimits | None
     key: str

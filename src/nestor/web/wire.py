@@ -6,7 +6,7 @@ it waits for, and counts the seconds that it waits for its client.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol, cast
@@ -30,6 +30,8 @@ MAX_LINGERING = 256
 
 TARGET = "nestor.target"
 """Key in ``scope["extensions"]``: ``{"raw": the request-target, byte for byte}``."""
+CYCLE = "nestor.cycle"
+"""Key in ``scope["extensions"]``: the ``reply.Cycle`` of the request."""
 REFUSED = "nestor.refused"
 """Key in a scope: status and trace id of the reply that was written in the edge's place."""
 
@@ -171,11 +173,12 @@ class Flow(FlowControl):
         self.pause_reading()
 
 
-def target_of(scope: Any) -> dict[str, Any]:
+def target_of(scope: Any) -> Mapping[str, Any]:
     """Return what the protocol noted; from the parsed parts under another server."""
     noted = (scope.get("extensions") or {}).get(TARGET)
     if noted is not None:
-        return dict(noted)
+        known: Mapping[str, Any] = noted
+        return known
     query = scope["query_string"]
     raw = scope["raw_path"] + (b"?" + query if query else b"")
     return {"raw": raw, "head_too_large": False, "malformed": False}

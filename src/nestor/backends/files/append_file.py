@@ -64,9 +64,9 @@ class AppendFile:
         Raises ``UnsafePathError`` for a symbolic link, a FIFO, a folder, a second hard
         link or another owner; any other ``OSError`` as it comes.
         """
-        folder = _open_folder(self._path.parent)
+        folder = open_folder(self._path.parent)
         try:
-            self._fd = _open_regular(self._path, folder)
+            self._fd = open_regular(self._path, folder)
         except BaseException:
             os.close(folder)
             raise
@@ -219,7 +219,8 @@ def _ends_inside_line(fd: int) -> bool:
     return size > 0 and os.pread(fd, 1, size - 1) not in (b"\n", b"")
 
 
-def _open_folder(folder: Path) -> int:
+def open_folder(folder: Path) -> int:
+    """Open, and make if absent, a folder (0700) that is ours. Raises ``OSError``."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -231,9 +232,11 @@ def _open_folder(folder: Path) -> int:
     return _checked(fd, folder, stat.S_IFDIR, 0o700)
 
 
-def _open_regular(path: Path, folder: int) -> int:
+def open_regular(path: Path, folder: int, *, create: bool = True) -> int:
+    """Open a plain file (0600) that is ours alone, to append to. Raises ``OSError``."""
+    flags = _OPEN_FLAGS if create else _OPEN_FLAGS & ~os.O_CREAT
     try:
-        fd = os.open(path.name, _OPEN_FLAGS, 0o600, dir_fd=folder)
+        fd = os.open(path.name, flags, 0o600, dir_fd=folder)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EISDIR}:
             raise UnsafePathError(error.errno, f"{path} is not a plain file") from error

@@ -7,7 +7,7 @@ import msgspec
 
 from nestor.backends.llama_cpp.server import Endpoint, LlamaCppServer
 from nestor.backends.openai.client import OpenAIClient
-from nestor.model.routing import Deployment
+from nestor.model.routing import Deployment, Dialect
 from nestor.ports.model_client import ModelReply, ModelStream
 
 
@@ -17,6 +17,8 @@ class LlamaCppClient:
     Raises ``CircuitOpen`` while the model loads; waits for nothing. The server is
     started and stopped by whoever made it.
     """
+
+    dialect = Dialect.OPENAI
 
     def __init__(
         self,
@@ -36,6 +38,10 @@ class LlamaCppClient:
     async def stream(self, request: dict[str, Any]) -> ModelStream:
         """Ask; returns once the first token is there."""
         return await self._client().stream(request)
+
+    async def embed(self, request: dict[str, Any]) -> ModelReply:
+        """Ask for embeddings; a server that loaded a model for chats says it has none."""
+        return await self._client().embed(request)
 
     async def close(self) -> None:
         """Nothing of its own to let go of."""

@@ -1,1 +1,1 @@
-"""Endpoints that speak OpenAI's chat completions."""
+"""Endpoints that speak OpenAI's chat completions and embeddings."""

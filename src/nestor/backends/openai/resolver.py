@@ -10,6 +10,7 @@ import socket
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from nestor.backends.model_http.connections import KeptConnections
 from nestor.model.network import fault_of, is_public
 
 
@@ -68,9 +69,10 @@ def model_session(resolver: AbstractResolver | None = None) -> aiohttp.ClientSes
 
     No cookies, no proxy of the environment (it would see prompts, and keys of plain HTTP),
     no redirects by itself, and names resolved by ``resolver`` (``PinningResolver``).
+    Connections are kept between calls as ``KeptConnections`` says.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(resolver=resolver or PinningResolver()),
+        connector=KeptConnections(resolver=resolver or PinningResolver()),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
     )

@@ -1,37 +1,36 @@
 """A streamed answer of an OpenAI-compatible server."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
+import msgspec
 
-from nestor.backends.openai.border import say, translated
+from nestor.backends.model_http.border import error_text, say
+from nestor.backends.model_http.cut import split, start_of_event
+from nestor.backends.model_http.stream import EventStream
 from nestor.backends.openai.wire import (
-    EventSplitter,
-    data_of,
-    error_text,
+    error_status,
     finishes,
-    is_done,
+    first_to_read,
     is_usage_only,
+    larger,
     says_something,
     usage_of,
 )
 from nestor.errors import UpstreamError
 from nestor.model.routing import Deployment
+from nestor.model.sse import data_of, is_done
 from nestor.model.task import Usage
 
-_MAX_HEAD_BYTES = 1024 * 1024
-"""Read without a token: then the caller gets what there is."""
+_ERROR_EVENT = (b"event: error", b"event:error")
 
 
-class OpenAIStream:
-    """Event by event: bytes as they came, never half an event. Iterate once.
+class OpenAIStream(EventStream):
+    """See ``EventStream``. Usage is read from any chunk, and from what follows the end.
 
-    Iterating raises ``UpstreamError`` when the upstream dies, is silent for ``idle_s``,
-    or reports an error half way; every event before that has been handed out by then.
+    The extra chunk that usage comes in is passed on only when the caller asked for it
+    too: some clients fail on a chunk without choices.
     """
-
-    replayed = False
 
     def __init__(
         self,
@@ -41,78 +40,62 @@ class OpenAIStream:
         keep_usage_event: bool,
         idle_s: float,
     ) -> None:
-        self._deployment = deployment
-        self._response = response
+        super().__init__(deployment, response, idle_s=idle_s)
         self._keep_usage_event = keep_usage_event
-        self._idle_s = idle_s
-        self._splitter = EventSplitter()
-        self._ready: list[bytes] = []
-        self._usage = Usage()
-        self._failure: UpstreamError | None = None
-        self._finished = False
-        self._done = False
-
-    async def wait_for_token(self) -> None:
-        """Read until there is a token to show; raises when there will be none."""
-        read = 0
-        while True:
-            chunk = await self._response.content.readany()
-            events = self._splitter.feed(chunk)
-            self._take(events)
-            spoke = any(says_something(data_of(event) or {}) for event in events)
-            read += len(chunk)
-            if spoke or self._done or read > _MAX_HEAD_BYTES:
-                return
-            if self._failure is not None:
-                raise self._failure
-            if not chunk:
-                raise UpstreamError(say(self._deployment, "ended before any token"))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            while True:
-                for event in self._ready:
-                    yield event
-                self._ready = []
-                if self._failure is not None:
-                    raise self._failure
-                if self._done or not await self._read():
-                    break
-            if not self._done and not self._finished:
-                message = say(self._deployment, "ended in the middle of its answer")
-                raise UpstreamError(message)
-        finally:
-            self._response.close()
+        self._running = Usage()
+        """Of chunks that carry text as well: some servers count along."""
 
     def usage(self) -> Usage:
-        """What the chunks said so far."""
-        return self._usage
+        """What the events said so far; of the output only what is the last word on it."""
+        if self._finished:
+            return larger(self._usage, self._running)
+        so_far = msgspec.structs.replace(
+            self._running, output_tokens=None, reasoning_tokens=None
+        )
+        return larger(self._usage, so_far)
 
-    async def aclose(self) -> None:
-        """Close the connection at once, so that the upstream stops."""
-        self._response.close()
+    def _look(self, piece: bytes) -> bytes:
+        if not self._finished:
+            self._finished = finishes(piece)
+        position = first_to_read(piece)
+        if position < 0 and not self._done:
+            return piece
+        start = start_of_event(piece, max(position, 0))
+        return piece[:start] + self._read_events(piece[start:])
 
-    async def _read(self) -> bool:
-        """Take the next bytes; False at the end."""
-        with translated(self._deployment, limit_s=self._idle_s):
-            async with asyncio.timeout(self._idle_s):
-                chunk = await self._response.content.readany()
-        self._take(self._splitter.feed(chunk))
-        return bool(chunk)
+    def _speaks(self, event: dict[str, Any]) -> bool:
+        return says_something(event)
 
-    def _take(self, events: list[bytes]) -> None:
-        """Queue events, looking into those where usage or an error may stand."""
-        for event in events:
-            self._done = self._done or is_done(event)
-            self._finished = self._finished or finishes(event)
-            if b'"usage"' in event or b'"error"' in event:
-                data = data_of(event) or {}
-                if data.get("error"):
-                    message = say(self._deployment, error_text(data))
-                    self._failure = UpstreamError(message)
-                    return
-                if isinstance(data.get("usage"), dict):
-                    self._usage = usage_of(data)
+    def _all_is_said(self) -> bool:
+        return self.usage().output_tokens is not None
+
+    def _read_events(self, piece: bytes) -> bytes:
+        kept: list[bytes] = []
+        for event in split(piece):
+            goes_on = not self._done
+            if is_done(event):
+                self._done = True
+            elif (data := data_of(event)) is not None:
+                if data.get("error") or event.startswith(_ERROR_EVENT):
+                    self._fail(data)
+                    break
+                if data.get("usage"):
+                    self._count(data)
                 if is_usage_only(data) and not self._keep_usage_event:
                     continue
-            self._ready.append(event)
+            if goes_on:
+                kept.append(event)
+        return b"".join(kept)
+
+    def _count(self, data: dict[str, Any]) -> None:
+        counts = usage_of(data["usage"])
+        if data.get("choices"):
+            self._running = larger(self._running, counts)
+        else:
+            self._usage = larger(self._usage, counts)
+
+    def _fail(self, data: dict[str, Any]) -> None:
+        if self._done:
+            return  # the answer was whole before
+        message = say(self._deployment, error_text(data))
+        self._failure = UpstreamError(message, status=error_status(data.get("error")))

@@ -1,4 +1,4 @@
-"""OpenAI's chat-completions format: server-sent events, usage, error bodies."""
+"""OpenAI's chat-completions format: what replies and events say."""
 
 import re
 from collections.abc import Mapping
@@ -8,59 +8,42 @@ import msgspec
 
 from nestor.model.task import Usage
 
-MAX_EVENT_BYTES = 1024 * 1024
-"""A longer event is passed on in pieces, and not looked into."""
-_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_SAYS_SOMETHING = ("content", "tool_calls", "reasoning_content", "reasoning", "refusal")
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_ERROR = re.compile(rb'"error"\s*:\s*[^\sn]|^event:\s*error', re.MULTILINE)
+_SAYS_SOMETHING = (
+    *("content", "tool_calls", "function_call", "refusal", "audio"),
+    *("reasoning_content", "reasoning"),
+)
+_ERROR_STATUS = range(400, 600)
 
 
-class EventSplitter:
-    """Cuts a stream of bytes at the ends of its events; changes no byte."""
+class Head(msgspec.Struct):
+    """What is read of a whole reply; the rest is skipped, not decoded."""
 
-    def __init__(self) -> None:
-        self._held = bytearray()
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take bytes as they came; return the events that are complete now."""
-        searched_from = max(0, len(self._held) - 3)
-        self._held += chunk
-        events: list[bytes] = []
-        start = 0
-        for match in _BOUNDARY.finditer(self._held, searched_from):
-            events.append(bytes(self._held[start : match.end()]))
-            start = match.end()
-        del self._held[:start]
-        if len(self._held) > MAX_EVENT_BYTES:
-            events.append(bytes(self._held))
-            self._held.clear()
-        return events
-
-    def rest(self) -> bytes:
-        """Return what came after the last complete event."""
-        return bytes(self._held)
+    choices: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
 
 
-def data_of(event: bytes) -> dict[str, Any] | None:
-    """Return the JSON object an event carries; None for comments, ``[DONE]`` and the rest."""
-    lines = [line[5:].strip() for line in event.splitlines() if line[:5] == b"data:"]
-    if not lines or lines[0] == b"[DONE]":
-        return None
-    try:
-        value = msgspec.json.decode(b"\n".join(lines))
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def finishes(piece: bytes) -> bool:
+    """Tell whether an event names a finish reason (a cheap look at the bytes)."""
+    return _FINISHED.search(piece) is not None
 
 
-def is_done(event: bytes) -> bool:
-    """Tell whether the event ends the stream."""
-    return event.startswith(b"data:") and event[5:].strip() == b"[DONE]"
+def first_to_read(piece: bytes) -> int:
+    """Return where usage, an error or the end may stand first; -1 where none does.
 
-
-def finishes(event: bytes) -> bool:
-    """Tell whether the event names a finish reason (a cheap look at the bytes)."""
-    return _FINISHED.search(event) is not None
+    Servers that were asked for usage write ``"usage": null`` into every chunk.
+    """
+    first = piece.find(b"[DONE]")
+    # A pattern that begins with a word is searched for as fast as the word alone.
+    if match := _USAGE.search(piece):
+        first = match.start() if first < 0 else min(first, match.start())
+    if piece.find(b"error") >= 0 and (match := _ERROR.search(piece)):
+        first = match.start() if first < 0 else min(first, match.start())
+    return first
 
 
 def says_something(data: Mapping[str, Any]) -> bool:
@@ -79,31 +62,40 @@ def is_usage_only(data: Mapping[str, Any]) -> bool:
     return data.get("choices") == [] and isinstance(data.get("usage"), dict)
 
 
-def usage_of(body: Mapping[str, Any]) -> Usage:
-    """Read ``usage`` of a reply or chunk; what is not a count stays None."""
-    usage = body.get("usage")
+def usage_of(usage: object) -> Usage:
+    """Read the ``usage`` of a reply or chunk; what is not a count stays None."""
     if not isinstance(usage, dict):
         return Usage()
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    read, written = (
+        usage.get(f"{side}_tokens_details") for side in ("prompt", "completion")
+    )
+    read = read if isinstance(read, dict) else {}
+    written = written if isinstance(written, dict) else {}
     return Usage(
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
-        cached_tokens=_count(cached),
+        input_tokens=count(usage.get("prompt_tokens")),
+        output_tokens=count(usage.get("completion_tokens")),
+        cached_tokens=count(read.get("cached_tokens")),
+        reasoning_tokens=count(written.get("reasoning_tokens")),
     )
 
 
-def error_text(error: object) -> str:
-    """Return the sentence in an error body or error event, in any of the usual shapes."""
-    if isinstance(error, Mapping):
-        inner = error.get("error", error)
-        if isinstance(inner, Mapping):
-            inner = inner.get("message") or inner.get("detail") or ""
-        return str(inner)
-    return str(error)
+def larger(one: Usage, other: Usage) -> Usage:
+    """Keep each count at its largest: a server that counts along never counts back."""
+    pairs = zip(
+        msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True
+    )
+    counts = [max(pair, key=lambda n: -1 if n is None else n) for pair in pairs]
+    return Usage(**dict(zip(Usage.__struct_fields__, counts, strict=True)))
 
 
-def _count(value: object) -> int | None:
+def error_status(error: object) -> int | None:
+    """Return the HTTP status that an error in a reply of status 200 names, if it does."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and code in _ERROR_STATUS else None
+
+
+def count(value: object) -> int | None:
+    """Return a number of tokens; None for what is none."""
     known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return value if known and isinstance(value, int) else None
 

@@ -44,6 +44,9 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"([=_-])\1{2,}"), r"\1\1\1"),
 )
 
+_ELSEWHERE = {"tool_use", "tool_result", "thinking", "redacted_thinking"}
+"""Blocks of a message that are told apart from its text, or not at all."""
+
 
 def normalise(text: str) -> str:
     """Replace what differs between runs; one space for a run of blanks, no empty lines."""
@@ -57,10 +60,16 @@ def normalise(text: str) -> str:
 def conversation(request: dict[str, Any]) -> list[str]:
     """Return one normalised text per message: ``role: text``, tool calls included.
 
-    The model's name, sampling parameters, tool schemas and the ids of tool calls have no
-    part in it.
+    Takes chat completions, messages, and requests for embeddings. The model's name,
+    sampling parameters, tool schemas, the ids of tool calls and what a model only thought
+    have no part in it.
     """
-    return [_message(message) for message in request.get("messages") or []]
+    if "messages" not in request and "input" in request:
+        return _embedded(request)
+    texts = [_message(message) for message in request.get("messages") or []]
+    if system := request.get("system"):
+        texts.insert(0, f"system: {normalise(_content(system))}")
+    return texts
 
 
 def digest(texts: list[str]) -> str:
@@ -70,30 +79,59 @@ def digest(texts: list[str]) -> str:
     return hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()
 
 
+def _embedded(request: dict[str, Any]) -> list[str]:
+    """What is embedded, and what the numbers look like: that differs by these fields."""
+    given = request["input"]
+    several = isinstance(given, list) and not all(isinstance(n, int) for n in given)
+    texts = given if several else [given]
+    shape = {key: request.get(key) for key in ("dimensions", "encoding_format")}
+    return [
+        f"embed: {json.dumps(shape)}",
+        *(f"input: {normalise(str(text))}" for text in texts),
+    ]
+
+
 def _message(message: Any) -> str:
     if not isinstance(message, dict):
         return normalise(str(message))
-    text = normalise(_content(message.get("content")))
+    content = message.get("content")
+    text = normalise(_content(content))
     parts = [f"{message.get('role', '')}: {text}"]
     for call in message.get("tool_calls") or []:
         function = call.get("function") or {} if isinstance(call, dict) else {}
-        arguments = normalise(_arguments(function.get("arguments")))
-        parts.append(f"call {function.get('name', '')} {arguments}")
+        parts.append(_call(function.get("name"), function.get("arguments")))
+    for block in content if isinstance(content, list) else []:
+        match block:
+            case {"type": "tool_use"}:
+                parts.append(_call(block.get("name"), block.get("input")))
+            case {"type": "tool_result"}:
+                parts.append(f"result: {normalise(_content(block.get('content')))}")
     return "\n".join(parts)
 
 
+def _call(name: object, arguments: object) -> str:
+    return f"call {name or ''} {normalise(_arguments(arguments))}"
+
+
 def _content(content: Any) -> str:
-    if isinstance(content, list):
-        return "\n".join(
-            part["text"]
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
-            else json.dumps(part, sort_keys=True)
-            for part in content
-        )
-    return "" if content is None else str(content)
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    return "\n".join(
+        _part(part)
+        for part in content
+        if not isinstance(part, dict) or part.get("type") not in _ELSEWHERE
+    )
 
 
-def _arguments(arguments: Any) -> str:
+def _part(part: Any) -> str:
+    if isinstance(part, dict):
+        if isinstance(part.get("text"), str):
+            return str(part["text"])
+        part = {key: value for key, value in part.items() if key != "cache_control"}
+    return json.dumps(part, sort_keys=True)
+
+
+def _arguments(arguments: object) -> str:
     """Spell equal arguments equally, whatever the order of their names."""
     if isinstance(arguments, str):
         try:

@@ -9,10 +9,13 @@ import msgspec
 
 from nestor.backends.replay.normalise import conversation, digest
 from nestor.errors import Misconfigured, UpstreamError
+from nestor.model.routing import Dialect
 from nestor.model.task import Usage
 from nestor.telemetry.redact import redact
 
-FORMAT = 1
+FORMAT = 2
+_READS = {1, 2}
+"""Entries of format 1 are all OpenAI's."""
 _PREVIEW_CHARACTERS = 2000
 """Of one message; the middle of a longer one is left out."""
 _SHOWN_LINES = 12
@@ -23,10 +26,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One answer, and the digest of the conversation it answers."""
 
     match: str
+    dialect: Dialect = Dialect.OPENAI
+    """Of the request and its answer: a deployment is answered in its own."""
     request_preview: list[str]
     """Normalised messages, for people and for explaining what does not match."""
     response: dict[str, Any]
-    """The whole answer: OpenAI's ``chat.completion``."""
+    """The whole answer: a ``chat.completion``, a ``message``, or a list of embeddings."""
     usage: Usage = Usage()
     recorded_from: str
     """The model's name, or ``scripted model`` when no model made the answer."""
@@ -43,7 +48,7 @@ class Cassette:
 
     def __init__(self, entries: Sequence[Entry] = (), *, about: str = "") -> None:
         self.about = about
-        self._entries = {entry.match: entry for entry in entries}
+        self._entries = {(entry.dialect, entry.match): entry for entry in entries}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -54,12 +59,12 @@ class Cassette:
             raise Misconfigured(f"cassette {path}: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Misconfigured(f"cassette {path}: {error}") from error
-        if content.format != FORMAT:
-            message = f"cassette {path}: format {content.format}, this reads {FORMAT}"
+        if content.format not in _READS:
+            message = f"cassette {path}: format {content.format}, this reads 1 and 2"
             raise Misconfigured(message)
         for number, entry in enumerate(content.entries):
-            if not _is_completion(entry.response):
-                message = f"cassette {path}: entries.{number}.response has no choices"
+            if fault := _fault_of(entry):
+                message = f"cassette {path}: entries.{number}.response {fault}"
                 raise Misconfigured(message)
         return cls(content.entries, about=content.about)
 
@@ -75,24 +80,26 @@ class Cassette:
         usage: Usage,
         *,
         recorded_from: str,
+        dialect: Dialect = Dialect.OPENAI,
     ) -> None:
         """Keep an answer; the newest one for a conversation stands."""
         texts = conversation(request)
         entry = Entry(
             match=digest(texts),
+            dialect=dialect,
             request_preview=[_shorten(redact(text)) for text in texts],
             response=response,
             usage=usage,
             recorded_from=recorded_from,
         )
-        self._entries[entry.match] = entry
+        self._entries[entry.dialect, entry.match] = entry
 
-    def find(self, request: dict[str, Any]) -> Entry:
+    def find(self, request: dict[str, Any], dialect: Dialect = Dialect.OPENAI) -> Entry:
         """Return the answer to a conversation. Raises ``UpstreamError`` that says what differs."""
         texts = conversation(request)
-        entry = self._entries.get(digest(texts))
+        entry = self._entries.get((dialect, digest(texts)))
         if entry is None:
-            message = f"the cassette has no answer: {self._explain(texts)}"
+            message = f"the cassette has no answer: {self._explain(texts, dialect)}"
             # 404: the recording is well, it is the question that is not in it.
             raise UpstreamError(message, status=404)
         return entry
@@ -105,13 +112,16 @@ class Cassette:
         part.write_bytes(text + b"\n")
         part.replace(path)
 
-    def _explain(self, texts: list[str]) -> str:
+    def _explain(self, texts: list[str], dialect: Dialect) -> str:
         asked = [_shorten(redact(text)) for text in texts]
         last = asked[-1][-_SHOWN_CHARACTERS:] if asked else "(no messages)"
         if not self._entries:
             return f"it is empty; asked: {last}"
+        known = [one for one in self._entries.values() if one.dialect is dialect]
+        if not known:
+            return f"it has none in the dialect {dialect}; asked: {last}"
         nearest = max(
-            self._entries.values(),
+            known,
             key=lambda entry: _likeness(entry.request_preview, asked),
         )
         lines = difflib.unified_diff(
@@ -126,14 +136,21 @@ class Cassette:
         return f"asked: {last}\n" + "\n".join(shown)
 
 
-def _is_completion(body: dict[str, Any]) -> bool:
-    choices = body.get("choices")
-    return (
-        isinstance(choices, list)
-        and bool(choices)
-        and isinstance(choices[0], dict)
-        and isinstance(choices[0].get("message"), dict)
-    )
+def _fault_of(entry: Entry) -> str | None:
+    """Say why an answer is none that this replays."""
+    body = entry.response
+    if entry.dialect is Dialect.ANTHROPIC:
+        content = body.get("content")
+        blocks = content if isinstance(content, list) else [None]
+        return (
+            None if all(isinstance(one, dict) for one in blocks) else "has no content"
+        )
+    if body.get("object") == "list":
+        return None if isinstance(body.get("data"), list) else "has no data"
+    match body.get("choices"):
+        case [{"message": dict()}, *_]:
+            return None
+    return "has no choices"
 
 
 def _likeness(known: list[str], asked: list[str]) -> float:

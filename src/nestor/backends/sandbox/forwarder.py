@@ -25,6 +25,7 @@ ADMITTED = frozenset(
     {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/messages"),
+        ("POST", "/v1/messages?beta=true"),  # as Anthropic's SDK and Claude Code ask
         ("POST", "/v1/responses"),
         ("POST", "/v1/embeddings"),
         ("GET", "/v1/models"),

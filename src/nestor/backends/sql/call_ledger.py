@@ -1,17 +1,31 @@
-"""The meter's memory in SQL: one row a settled model call."""
+"""The meter's memory in SQL: one row a settled model call, and what they add up to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from nestor.backends.sql.budget_store import charge, forget_holder
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.rows import encode, insert, time_text
-from nestor.backends.sql.schema import model_call
+from nestor.backends.sql.schema import journal, model_call
+from nestor.backends.sql.spend import (
+    COST,
+    TOKENS,
+    add_spend,
+    by_model,
+    numbers,
+    view,
+)
+from nestor.model.money import usd_of
 from nestor.model.routing import ModelCall
 from nestor.model.task import Usage
+from nestor.ports.call_journal import Settled
+from nestor.ports.call_ledger import SpendBy
 from nestor.ports.router import Meter
 
 
@@ -32,20 +46,75 @@ class SqlCallLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, call: ModelCall) -> None:
-        """Keep a settled call; a second one under the same interaction id changes nothing."""
+    async def fold(self, settled: Settled) -> int:
+        """See CallLedger.fold. One transaction; only rows that are new cost anybody."""
+        calls = {call.interaction_id: call for call in reversed(settled.calls)}
+        rows = [_row(call) for call in calls.values()]
         async with self._database.write() as connection:
-            await connection.execute(
+            if not await self._advance(connection, settled):
+                return 0
+            found = await connection.execute(
                 insert(self._database, model_call)
-                .values(
-                    interaction_id=call.interaction_id,
-                    task_id=call.task_id,
-                    iteration=call.iteration,
-                    at=time_text(call.at),
-                    body=encode(call),
-                )
-                .on_conflict_do_nothing()
+                .on_conflict_do_nothing(index_elements=["interaction_id"])
+                .returning(model_call.c.interaction_id),
+                rows,
             )
+            new = [calls[interaction_id] for interaction_id in found.scalars()]
+            await add_spend(self._database, connection, new)
+            await charge(
+                self._database,
+                connection,
+                holder=settled.journal,
+                charges=[one for call in new for one in call.charges],
+            )
+        return len(new)
+
+    async def _advance(self, connection: AsyncConnection, settled: Settled) -> bool:
+        """Move the journal's place; False where it is there already.
+
+        It comes first: on PostgreSQL the row's lock keeps a second fold of the same
+        journal out until this one is committed.
+        """
+        statement = insert(self._database, journal).values(
+            id=settled.journal, position=settled.position
+        )
+        moved = await connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["id"],
+                set_={"position": settled.position},
+                where=journal.c.position < settled.position,
+            ).returning(journal.c.id)
+        )
+        return moved.first() is not None
+
+    async def folded_to(self, journal_id: str) -> int:
+        """See CallLedger.folded_to."""
+        query = select(journal.c.position).where(journal.c.id == journal_id)
+        async with self._database.read() as connection:
+            return int(await connection.scalar(query) or 0)
+
+    async def forget(self, journal_id: str) -> None:
+        """See CallLedger.forget."""
+        async with self._database.write() as connection:
+            await forget_holder(connection, journal_id)
+            await connection.execute(delete(journal).where(journal.c.id == journal_id))
+
+    async def has(self, interaction_id: str) -> bool:
+        """See CallLedger.has."""
+        query = select(model_call.c.interaction_id).where(
+            model_call.c.interaction_id == interaction_id
+        )
+        async with self._database.read() as connection:
+            return await connection.scalar(query) is not None
+
+    async def call(self, interaction_id: str) -> ModelCall | None:
+        """See CallLedger.call."""
+        query = select(model_call.c.body).where(
+            model_call.c.interaction_id == interaction_id
+        )
+        async with self._database.read() as connection:
+            body = await connection.scalar(query)
+        return None if body is None else msgspec.json.decode(body, type=ModelCall)
 
     async def meter(self, task_id: str, *, iteration: int | None = None) -> Meter:
         """Add up a task's calls, or those of one iteration."""
@@ -73,25 +142,52 @@ class SqlCallLedger:
     async def totals(self) -> list[dict[str, Any]]:
         """Calls, tokens and cost by model and route; None is unknown.
 
-        Keys: ``model``, ``route``, ``calls``, ``failed``, ``input_tokens``,
-        ``output_tokens``, ``cached_tokens``, ``cost_usd`` (``Decimal`` or None).
+        Keys: ``model``, ``route``, ``calls``, ``failed``, tokens as in ``Usage``,
+        ``cost_usd`` (``Decimal`` or None).
         """
-        groups: dict[tuple[str, str], list[_Metered]] = {}
         async with self._database.read() as connection:
-            for body in (await connection.execute(select(model_call.c.body))).scalars():
-                call = msgspec.json.decode(body, type=_Metered)
-                groups.setdefault((call.model, call.side), []).append(call)
+            rows = (await connection.execute(by_model())).all()
+        found = []
+        for row in rows:
+            sums = numbers(row)
+            found.append(
+                {
+                    "model": row.model,
+                    "route": row.side,
+                    "calls": sums["calls"],
+                    "failed": sums["failed"],
+                    **{name: sums[name] for name in TOKENS},
+                    # One unknown part makes the sum unknown.
+                    "cost_usd": None if sums["unpriced"] else usd_of(sums[COST]),
+                }
+            )
+        return found
+
+    async def spend(
+        self, by: SpendBy, *, since: date | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """See CallLedger.spend."""
+        async with self._database.read() as connection:
+            query = view(by, since=since, limit=limit)
+            rows = (await connection.execute(query)).all()
         return [
             {
-                "model": model,
-                "route": route,
-                "calls": len(calls),
-                "failed": sum(not call.ok for call in calls),
-                **msgspec.structs.asdict(_usage(calls)),
-                "cost_usd": _cost(calls),
+                "by": row.by or None,
+                **{name: value for name, value in sums.items() if name != COST},
+                "cost_usd": usd_of(sums[COST]),
             }
-            for (model, route), calls in sorted(groups.items())
+            for row, sums in ((row, numbers(row)) for row in rows)
         ]
+
+
+def _row(call: ModelCall) -> dict[str, Any]:
+    return {
+        "interaction_id": call.interaction_id,
+        "task_id": call.task_id,
+        "iteration": call.iteration,
+        "at": time_text(call.at),
+        "body": encode(call),
+    }
 
 
 def _of_task(task_id: str) -> Any:
@@ -102,12 +198,12 @@ def _of_task(task_id: str) -> Any:
     )
 
 
-def _usage(calls: Iterable[_Metered]) -> Usage:
-    calls = list(calls)
+def _usage(calls: Sequence[_Metered]) -> Usage:
     return Usage(
-        input_tokens=_known_sum(call.usage.input_tokens for call in calls),
-        output_tokens=_known_sum(call.usage.output_tokens for call in calls),
-        cached_tokens=_known_sum(call.usage.cached_tokens for call in calls),
+        **{
+            name: _known_sum(getattr(call.usage, name) for call in calls)
+            for name in TOKENS
+        }
     )
 
 

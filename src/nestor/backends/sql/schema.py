@@ -6,6 +6,7 @@ is decimal text. The tables of DBOS live in the same database under their own na
 """
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     ForeignKey,
     Index,
@@ -123,6 +124,7 @@ api_key = Table(
     Column("created_at", String(40), nullable=False),
     Column("revoked_at", String(40)),
     Column("last_used_at", String(40)),
+    Column("limits", Text),
 )
 
 page_link = Table(
@@ -151,5 +153,82 @@ model_call = Table(
     Column("body", Text, nullable=False),
     Index("ix_model_call_task_id_iteration", "task_id", "iteration"),
 )
-"""Full-text search lives beside ``chunk``: ``chunk_fts`` (FTS5) on SQLite, a ``tsvector``
+
+spend = Table(
+    "spend",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("key_id", String(64), primary_key=True),
+    Column("task_id", String(64), primary_key=True),
+    Column("deployment", String(200), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("side", String(16), primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            *("calls", "failed", "unsettled", "cached", "unpriced"),
+            "cost_pico_usd",
+        )
+    ),
+    *(
+        Column(name, BigInteger)
+        for name in (
+            *("input_tokens", "output_tokens", "cached_tokens"),
+            *("cache_write_tokens", "reasoning_tokens"),
+        )
+    ),
+    Index("ix_spend_task_id", "task_id"),
+)
+"""``model_call`` added up, in the transaction that adds a call. "" stands for no key, no task.
+Tokens are those that were reported; null: none of the calls reported any.
+10^-12 USD is what one token costs at 10^-6 USD per million, the finest price there is."""
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+budget = Table(
+    "budget",
+    metadata,
+    Column("account", String(80), primary_key=True),
+    Column("spent_pico_usd", BigInteger, nullable=False),
+    Column("spent_tokens", BigInteger, nullable=False),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("account", String(80), primary_key=True),
+    Column("holder", String(64), primary_key=True),
+    Column("pico_usd", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Index("ix_lease_holder", "holder"),
+)
+"""What a process (``holder``: its journal) may still spend of a budget."""
+
+interaction = Table(
+    "interaction",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("body", Text, nullable=False),
+)
+"""Answers that were not given here, and routed queries; calls stand in ``model_call``."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("interaction_id", String(64), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("body", Text, nullable=False),
+    Index("ix_feedback_interaction_id", "interaction_id"),
+)
+"""Append-only; ``seq`` is the order in which it was said, whatever the clocks did.
+
+Full-text search lives beside ``chunk``: ``chunk_fts`` (FTS5) on SQLite, a ``tsvector``
 index on PostgreSQL; both are made by the migrations, because no portable type exists."""

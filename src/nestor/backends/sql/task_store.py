@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql import schema
 from nestor.backends.sql.database import Database
+from nestor.backends.sql.outbox import queue
 from nestor.backends.sql.rows import encode, insert, time_text
 from nestor.errors import Conflict, NotFound
 from nestor.model.event import Event
@@ -87,7 +88,7 @@ class SqlTaskStore:
                         f"task_id: {task.task_id} was submitted before with another body"
                     )
                 return _task(row.body), False
-            await self._write_telemetry(connection, telemetry)
+            await queue(self._database, connection, telemetry)
             await self._write_live(connection, task.task_id, live)
             if enqueue:
                 await self._hand_over(connection, task)
@@ -170,7 +171,7 @@ class SqlTaskStore:
                 )
             if iteration is not None:
                 await self._write_iteration(connection, task_id, iteration)
-            await self._write_telemetry(connection, telemetry)
+            await queue(self._database, connection, telemetry)
             await self._write_live(connection, task_id, live)
             if enqueue:
                 await self._hand_over(connection, after)
@@ -252,18 +253,6 @@ class SqlTaskStore:
             insert(self._database, schema.iteration)
             .values(task_id=task_id, n=one.n, body=body)
             .on_conflict_do_update(index_elements=["task_id", "n"], set_={"body": body})
-        )
-
-    async def _write_telemetry(
-        self, connection: AsyncConnection, telemetry: Sequence[Event]
-    ) -> None:
-        if not telemetry:
-            return
-        await connection.execute(
-            insert(self._database, schema.event_outbox).on_conflict_do_nothing(
-                index_elements=["id"]
-            ),
-            [{"id": one.id, "event": encode(one)} for one in telemetry],
         )
 
     async def _write_live(

@@ -1,47 +1,40 @@
-"""Turn Settings into running parts. The only module that names backends."""
+"""Open every part that the settings name, and close them all on the way out."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
-from nestor.aidb.extract import answer_by_extraction
 from nestor.aidb.service import Aidb
 from nestor.backends.agents import backends as agent_backends
 from nestor.backends.dbos.engine import DbosEngine
 from nestor.backends.files.data_folder import DataFolder
 from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.git.workspaces import GitWorkspaces
-from nestor.backends.llama_cpp.client import LlamaCppClient
-from nestor.backends.llama_cpp.server import LlamaCppServer, refuse_model_file
-from nestor.backends.openai.client import OpenAIClient
-from nestor.backends.openai.resolver import model_session
+from nestor.backends.llama_cpp.server import refuse_model_file
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
-from nestor.backends.replay.cassette import Cassette, RecordingClient, ReplayClient
+from nestor.backends.replay.cassette import Cassette
 from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
 from nestor.backends.sandbox.unisolated import NoSandbox
-from nestor.backends.sql.call_ledger import SqlCallLedger
+from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.key_store import SqlKeyStore, hash_of
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.backends.sql.session_store import SqlSessionStore
 from nestor.backends.sql.task_store import SqlTaskStore
-from nestor.coordinator.budget import within_budget
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Misconfigured
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.network import password_in
-from nestor.model.routing import Deployment, Side
+from nestor.ports.budget_store import BudgetStore
 from nestor.ports.call_ledger import CallLedger
 from nestor.ports.event_log import EventLog
 from nestor.ports.key_store import KeyStore
-from nestor.ports.model_client import ModelClient
 from nestor.ports.rate_limiter import RateLimiter
 from nestor.ports.session_store import SessionStore
 from nestor.ralph.environment import Environments
@@ -53,14 +46,17 @@ from nestor.ralph.sealing import Sealing
 from nestor.ralph.service import Ralph
 from nestor.ralph.verification import Verifier
 from nestor.resilience.rate_limit import MovingWindow
-from nestor.settings import Settings
+from nestor.settings import FILE, Settings
 from nestor.telemetry.learning_client import LearningClient
+from nestor.telemetry.logs import get_logger
 from nestor.telemetry.redact import remember
+from nestor.wiring.models import Models, coordinator_of
 
 PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60
 """What the dashboard's proxy admits of one client."""
 INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
 """Where an agent finds its model, inside the sandbox."""
+_log = get_logger("nestor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +73,31 @@ class Nestor:
     coordinator: Coordinator
     ralph: Ralph
     ledger: CallLedger
+    budgets: BudgetStore
     event_log: FileEventLog
     folder: DataFolder
+    models: Models
+
+    async def reload(self) -> None:
+        """Take over the deployments of ``nestor.toml`` as it stands now; streams go on.
+
+        What cannot be taken over is logged and shown in health; the old ones stay.
+        """
+        try:
+            found = await asyncio.to_thread(Settings.load)
+            self.models.load(found.deployments)
+        except Misconfigured as error:
+            _log.error("configuration_not_taken_over", error=str(error))
+            self.models.pool.refuse(str(error).removeprefix(f"{FILE}: "))
+            return
+        names = [upstream.deployment.name for upstream in self.models.pool.upstreams]
+        _log.info("deployments_taken_over", deployments=names)
+        mine, theirs = self.settings, found
+        changed = [
+            n for n in Settings.model_fields if getattr(mine, n) != getattr(theirs, n)
+        ]
+        if changed:
+            _log.warning("settings_need_a_restart", settings=changed)
 
     async def dependencies(self) -> list[Dependency]:
         """Look at every layer, for the one page that shows all."""
@@ -162,7 +181,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         stack.callback(event_log.close)
         database = await stack.enter_async_context(Database.open(settings.database))
         aidb = await _aidb(stack, settings, database, event_log)
-        coordinator, ledger = await _coordinator(
+        coordinator, ledger, models = await coordinator_of(
             stack, settings, database, event_log, aidb
         )
         keys = SqlKeyStore(database)
@@ -191,8 +210,10 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             coordinator=coordinator,
             ralph=ralph,
             ledger=ledger,
+            budgets=SqlBudgetStore(database),
             event_log=event_log,
             folder=folder,
+            models=models,
         )
 
 
@@ -227,106 +248,6 @@ async def _aidb(
     await aidb.start()
     stack.push_async_callback(aidb.stop)
     return aidb
-
-
-async def _coordinator(
-    stack: AsyncExitStack,
-    settings: Settings,
-    database: Database,
-    event_log: EventLog,
-    aidb: Aidb,
-) -> tuple[Coordinator, CallLedger]:
-    session = await stack.enter_async_context(model_session())
-    models = await _models(stack, settings, session)
-    ledger = SqlCallLedger(database)
-    coordinator = Coordinator(
-        deployments=[deployment for deployment, _ in models.clients],
-        clients={deployment.name: client for deployment, client in models.clients},
-        ledger=ledger,
-        knowledge=aidb,
-        extract=answer_by_extraction,
-        learning=LearningClient(event_log, "coordinator"),
-        routing_default=Side(settings.routing_default),
-        also_depends_on=models.observed,
-        may_spend=within_budget(SqlTaskStore(database), ledger),
-    )
-    await coordinator.start()
-    stack.push_async_callback(coordinator.stop)
-    return coordinator, ledger
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Models:
-    clients: list[tuple[Deployment, ModelClient]]
-    observed: list[Callable[[], Dependency]]
-
-
-async def _models(
-    stack: AsyncExitStack, settings: Settings, session: aiohttp.ClientSession
-) -> _Models:
-    """Make a client for each configured side: a cassette, llama.cpp, or an endpoint."""
-    cassette = None
-    if settings.replay_cassette:
-        cassette = Cassette.load(settings.replay_cassette)
-    clients: list[tuple[Deployment, ModelClient]] = []
-    observed: list[Callable[[], Dependency]] = []
-    for deployment in deployments(settings):
-        client: ModelClient
-        if cassette is not None:
-            client = ReplayClient(cassette, deployment)
-        elif settings.starts_llama_cpp and deployment.side is Side.LOCAL:
-            server = LlamaCppServer(
-                settings.local_model_file, run_dir=settings.home / "run" / "llama.cpp"
-            )
-            # Loading may take minutes; meanwhile the layer says so and the rest serves.
-            server.begin()
-            stack.push_async_callback(server.stop)
-            observed.append(server.dependency)
-            client = LlamaCppClient(server, deployment, session)
-        else:
-            client = OpenAIClient(deployment, session)
-        if settings.record_cassette:
-            client = RecordingClient(client, settings.record_cassette)
-        clients.append((deployment, client))
-    return _Models(clients=clients, observed=observed)
-
-
-def deployments(settings: Settings) -> list[Deployment]:
-    """Read the configured model endpoints, at most one a side."""
-    found = []
-    replayed = settings.replay_cassette is not None
-    if settings.local_model:
-        found.append(
-            Deployment(
-                name="local",
-                side=Side.LOCAL,
-                model=settings.local_model_file.stem
-                if settings.starts_llama_cpp
-                else settings.local_model,
-                base_url=settings.local_base_url or "",
-                # Who runs a model on a machine of his own gets no bill for its tokens.
-                price_input=Decimal(0),
-                price_output=Decimal(0),
-                timeout_s=settings.model_timeout_s,
-                replayed=replayed,
-            )
-        )
-    if settings.remote_model:
-        key = settings.remote_api_key
-        found.append(
-            Deployment(
-                name="remote",
-                side=Side.REMOTE,
-                model=settings.remote_model,
-                base_url=settings.remote_base_url or "",
-                api_key=key.get_secret_value() if key else None,
-                price_input=settings.remote_price_input,
-                price_output=settings.remote_price_output,
-                timeout_s=settings.model_timeout_s,
-                replayed=replayed,
-            )
-        )
-    return found
 
 
 async def _ralph(
