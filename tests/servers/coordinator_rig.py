@@ -31,7 +31,7 @@ from nestor.coordinator.pool import Pool
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Unavailable
 from nestor.model.knowledge import ContextRequest, ContextResult
-from nestor.model.routing import Deployment, Dialect, ModelCall, Side
+from nestor.model.routing import CacheScope, Deployment, Dialect, ModelCall, Side
 from nestor.model.task import Budget
 from nestor.ports.call_journal import Settled
 from nestor.resilience.answer_cache import MemoryAnswers
@@ -139,6 +139,7 @@ async def rig(
     default: Side = Side.LOCAL,
     priced: bool = True,
     timeout_s: float = 5,
+    cache: CacheScope = CacheScope.OFF,
 ) -> AsyncIterator[Rig]:
     """Serve; a side whose rules are None is not configured."""
     clock = Clock()
@@ -164,6 +165,7 @@ async def rig(
                 price_input=Decimal(2) if priced else None,
                 price_output=Decimal(10) if priced else None,
                 timeout_s=timeout_s,
+                cache=cache,
             )
             for side, model, rules in zip(Side, models, (local, remote), strict=True)
             if rules is not None

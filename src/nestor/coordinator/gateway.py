@@ -207,7 +207,10 @@ class Gateway:
         await self._correct(admitted, used)
         if error is not None:
             raise error
-        if key is not None:
+        # Kept under the name of who was to answer: what a fallback said, or a record,
+        # would be given again as that one's word.
+        asked_first = answered.upstream is admitted.order[0]
+        if key is not None and asked_first and not reply.replayed:
             ttl_s = answered.upstream.deployment.cache_ttl_s
             await self._cache.keep(key, asked.dialect, body, ttl_s=ttl_s)
         headers = self._headers(
