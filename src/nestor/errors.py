@@ -99,6 +99,14 @@ class IndexDamaged(Unavailable):
     """The search index cannot be read any more; only emptying and refilling helps."""
 
 
+class OtherVectors(Unavailable):
+    """Vectors of two models would have been compared; refilling the index helps."""
+
+
+class Unreadable(InvalidInput):
+    """A document that cannot be read; says why."""
+
+
 class UpstreamError(Unavailable):
     """What was asked in turn answered with an error. ``status``: its HTTP status, if any.
 

@@ -1,5 +1,6 @@
 """Documents, their chunks, and the context that is made of them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -29,7 +30,11 @@ class NewDocument(
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """A remembered text, without its content."""
+    """A remembered text, without its content.
+
+    ``content_hash``: SHA-256 in hex of the bytes as they were given, so that a client can
+    tell an unchanged file without sending it; ``size_bytes``: how many they were.
+    """
 
     id: str
     project: str
@@ -40,10 +45,17 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int
     metadata: dict[str, str]
     added_at: datetime
+    media: str = "text/plain"
+    """What it was read as: ``text/plain``, ``text/markdown``, ``text/html``,
+    ``application/pdf`` or ``text/x-LANGUAGE``."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a document. ``start``/``end`` are character offsets into its content."""
+    """A piece of a document. ``start``/``end`` are character offsets into its content.
+
+    The content of HTML and PDF is the text that was taken out of them. Lines count from
+    1, both ends included.
+    """
 
     id: str
     document_id: str
@@ -52,6 +64,56 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     start: int
     end: int
+    first_line: int | None = None
+    last_line: int | None = None
+    page: int | None = None
+    """Of a PDF, from 1: where the piece begins."""
+
+
+def embedded_text(chunk: Chunk) -> str:
+    """Return what a chunk's vector is made of. Where it stands in its file is not in it."""
+    return f"{chunk.heading}\n{chunk.text}" if chunk.heading else chunk.text
+
+
+class EmbeddingStamp(msgspec.Struct, frozen=True, kw_only=True):
+    """What made a vector. Vectors of different stamps are never compared."""
+
+    model: str
+    revision: str
+    """Of the weights: a hash, a version; ``unknown`` where the server does not say."""
+    dimension: int
+
+    @property
+    def id(self) -> str:
+        """One word for it, as it is stored."""
+        return f"{self.model}@{self.revision}:{self.dimension}"
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which chunks a search may find; every field that is given must hold."""
+
+    collections: list[Collection] | None = None
+    projects: list[str] | None = None
+    path_prefix: str | None = None
+    """``src/`` finds ``src/a.py``. Compared as text."""
+    metadata: dict[str, str] | None = None
+    """Each of these must stand in the document's metadata, equal."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What the search index holds of one chunk."""
+
+    chunk: Chunk
+    document: Document
+    vector: Sequence[float] | None = None
+    """Of unit length, made by the index's stamp; None: found by words only until it is."""
+
+
+class Legs(msgspec.Struct, frozen=True, kw_only=True):
+    """What each way of searching found, best first. None: nobody asked it."""
+
+    bm25: list[Hit] | None = None
+    dense: list[Hit] | None = None
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +121,44 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
     chunk_id: str
     score: float
+
+
+class SkillKind(StrEnum):
+    """What a learned pattern is about; each lives on a shelf of its own."""
+
+    SKILL = "skill"
+    ERROR_SOLUTION = "error-solution"
+    BEST_PRACTICE = "best-practice"
+
+
+class SkillStatus(StrEnum):
+    """Only ``active`` ones are found."""
+
+    CANDIDATE = "candidate"
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+class Skill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A learned pattern, as learning writes it through ``POST /skills``."""
+
+    id: str
+    """A UUID (version 5) that follows from what was learned: a second write replaces."""
+    kind: SkillKind
+    title: str
+    text: str
+    tags: list[str] = []
+    provenance: list[str] = []
+    """Ids of the events it was learned from."""
+    helpful: int = 0
+    harmful: int = 0
+    lower_bound: float | None = None
+    value_score: float | None = None
+    value_version: str | None = None
+    embedding_model: str | None = None
+    created_at: datetime
+    last_used_at: datetime | None = None
+    status: SkillStatus = SkillStatus.CANDIDATE
 
 
 class ContextItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +183,9 @@ class ContextRequest(
     limit: int = 5
     token_budget: int | None = None
     collections: list[Collection] | None = None
+    projects: list[str] | None = None
+    path_prefix: str | None = None
+    metadata: dict[str, str] | None = None
     task_id: str | None = None
     iteration: int | None = None
 

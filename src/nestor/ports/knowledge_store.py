@@ -1,11 +1,19 @@
 """Documents and chunks in SQL: the source of truth. tests/contracts/test_knowledge_store.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from nestor.model.knowledge import Chunk, Collection, Document, Hit
+from nestor.model.knowledge import (
+    Chunk,
+    Document,
+    EmbeddingStamp,
+    Entry,
+    Hit,
+    Skill,
+    Where,
+)
 
 
 class KnowledgeCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,10 +25,17 @@ class KnowledgeCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Chunks that wait for the index."""
     removed: int
     """Ids that are gone here but may still stand in the index."""
+    without_vector: int = 0
+    """Chunks that stand in the index without a vector."""
 
 
 class KnowledgeStore(Protocol):
-    """Texts by project and path, their chunks, and full-text search over them."""
+    """Texts by project and path, their chunks, their vectors, and full-text search.
+
+    A chunk waits for the index until ``mark_indexed``; then it stands there by its words,
+    or with its vector too. Vectors are kept by the digest of the text they were made of,
+    so that no text is embedded twice with one stamp.
+    """
 
     async def put(
         self, document: Document, content: str, chunks: Sequence[Chunk]
@@ -39,8 +54,18 @@ class KnowledgeStore(Protocol):
         """Read a document. Raises ``NotFound``."""
         ...
 
-    async def all(self, *, limit: int = 1000) -> list[Document]:
+    async def content(self, document_id: str) -> str:
+        """Read the text of a document. Raises ``NotFound``."""
+        ...
+
+    async def all(
+        self, *, project: str | None = None, limit: int = 1000
+    ) -> list[Document]:
         """Read documents by project and path."""
+        ...
+
+    async def hashes(self, project: str) -> dict[str, tuple[str, str]]:
+        """Read path → (document id, content hash) of all documents of a project."""
         ...
 
     async def delete(self, document_id: str) -> list[str]:
@@ -51,12 +76,28 @@ class KnowledgeStore(Protocol):
         """Read chunks with their documents; unknown ids are left out."""
         ...
 
-    async def unindexed(self, *, limit: int = 500) -> list[tuple[Chunk, Document]]:
-        """Read chunks that wait for the index, oldest first."""
+    async def waiting(
+        self, stamp: EmbeddingStamp | None, *, limit: int = 500
+    ) -> list[Entry]:
+        """Read what the index lacks, oldest first, with vectors of ``stamp`` where known.
+
+        These are chunks that wait, and chunks that stand there without a vector that is
+        known by now.
+        """
         ...
 
-    async def mark_indexed(self, ids: Sequence[str]) -> None:
-        """Note that these stand in the index."""
+    async def mark_indexed(self, entries: Sequence[Entry]) -> None:
+        """Note that these stand in the index as they are; bumps ``version``."""
+        ...
+
+    async def each(
+        self, stamp: EmbeddingStamp | None, *, after: int = 0, limit: int = 500
+    ) -> list[tuple[int, Entry]]:
+        """Read all chunks in a fixed order, each with the number to go on ``after``."""
+        ...
+
+    async def ids(self, *, after: str | None = None, limit: int = 1000) -> list[str]:
+        """Read the ids of all chunks, in order."""
         ...
 
     async def removed(self, *, limit: int = 500) -> list[str]:
@@ -71,9 +112,23 @@ class KnowledgeStore(Protocol):
         """Mark every chunk as waiting for the index; returns how many."""
         ...
 
-    async def search(
-        self, query: str, *, limit: int, collections: Sequence[Collection] | None = None
-    ) -> list[Hit]:
+    async def unembedded(
+        self, stamp: EmbeddingStamp, *, limit: int = 64
+    ) -> list[tuple[str, str]]:
+        """Read (digest, text) of what has no vector of ``stamp``, each digest once."""
+        ...
+
+    async def put_vectors(
+        self, stamp: EmbeddingStamp, vectors: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Keep vectors by the digest of their text. Raises ``InvalidInput`` for another dimension."""
+        ...
+
+    async def drop_vectors(self, keep: EmbeddingStamp | None) -> int:
+        """Forget vectors of other stamps, and those of texts that are gone; returns how many."""
+        ...
+
+    async def search(self, query: str, *, limit: int, where: Where) -> list[Hit]:
         """Full-text search in SQL, for when the index is gone. Any text is a valid query."""
         ...
 
@@ -82,5 +137,17 @@ class KnowledgeStore(Protocol):
         ...
 
     async def version(self) -> int:
-        """A number that grows with every change of content."""
+        """A number that grows with every change of what a search may find."""
+        ...
+
+    async def put_skill(self, skill: Skill) -> bool:
+        """Store or replace a learned pattern; tell whether anything changed."""
+        ...
+
+    async def skill(self, skill_id: str) -> Skill:
+        """Read one. Raises ``NotFound``."""
+        ...
+
+    async def skills(self, *, limit: int = 1000) -> list[Skill]:
+        """Read them, newest first."""
         ...

@@ -3,18 +3,26 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from nestor.model.knowledge import Chunk, Collection, Document, Hit
+from nestor.model.knowledge import Chunk, Document, EmbeddingStamp, Entry, Legs, Where
 
 
 class SearchIndex(Protocol):
-    """BM25 over chunks. It can be lost: ``KnowledgeStore`` can always fill it again.
+    """BM25 and vectors over chunks. It can be lost: ``KnowledgeStore`` can fill it again.
 
     Any call may raise ``Unavailable`` (try again later), or ``IndexDamaged`` where only
     ``clear`` and a refill help.
     """
 
-    async def upsert(self, chunks: Sequence[tuple[Chunk, Document]]) -> None:
-        """Add or replace; durable when it returns."""
+    async def stamp(self) -> EmbeddingStamp | None:
+        """Tell by what its vectors were made; None: it takes none."""
+        ...
+
+    async def upsert(self, entries: Sequence[Entry]) -> None:
+        """Add or replace; durable when it returns.
+
+        An entry without a vector loses the one it had. Raises ``InvalidInput`` for a
+        vector of another dimension; nothing is written then.
+        """
         ...
 
     async def remove(self, chunk_ids: Sequence[str]) -> None:
@@ -22,19 +30,66 @@ class SearchIndex(Protocol):
         ...
 
     async def search(
-        self, query: str, *, limit: int, collections: Sequence[Collection] | None = None
-    ) -> list[Hit]:
-        """Best first. Raises ``Unavailable`` when the index cannot answer."""
+        self,
+        *,
+        limit: int,
+        query: str | None = None,
+        vector: Sequence[float] | None = None,
+        stamp: EmbeddingStamp | None = None,
+        where: Where,
+    ) -> Legs:
+        """Search by words (``query``), by nearness (``vector``), or both at one moment.
+
+        ``stamp``: what made ``vector``. Raises ``OtherVectors`` when the index's own were
+        made by something else.
+        """
+        ...
+
+    async def entries(
+        self, chunk_ids: Sequence[str]
+    ) -> dict[str, tuple[Chunk, Document]]:
+        """Read chunks from the index itself, for when SQL does not answer."""
+        ...
+
+    async def ids(self, *, after: str | None = None, limit: int = 1000) -> list[str]:
+        """Read the ids it holds in order, to compare them with SQL."""
         ...
 
     async def count(self) -> int:
         """How many chunks it holds."""
         ...
 
-    async def clear(self) -> None:
-        """Drop everything and start empty, also when the index is damaged."""
+    async def clear(self, stamp: EmbeddingStamp | None) -> None:
+        """Drop everything and start empty for vectors of ``stamp``, also when damaged."""
+        ...
+
+    async def rebuild(self, stamp: EmbeddingStamp | None) -> "Rebuild":
+        """Begin a second index beside this one, which goes on answering.
+
+        One at a time: an unfinished one, of a dead process too, is thrown away.
+        """
         ...
 
     async def close(self) -> None:
         """Flush and let go of its lock."""
+        ...
+
+
+class Rebuild(Protocol):
+    """An index that is being filled; nobody sees it before ``swap``."""
+
+    async def upsert(self, entries: Sequence[Entry]) -> None:
+        """As ``SearchIndex.upsert``."""
+        ...
+
+    async def remove(self, chunk_ids: Sequence[str]) -> None:
+        """As ``SearchIndex.remove``."""
+        ...
+
+    async def swap(self) -> None:
+        """Answer from this one from now on, also after a crash; the old one is dropped."""
+        ...
+
+    async def discard(self) -> None:
+        """Throw it away."""
         ...

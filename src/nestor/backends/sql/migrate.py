@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from nestor.backends.sql.database import prepare_sqlite, sync_url, translated
 from nestor.errors import Misconfigured
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in ``migrations``."""
 
 _SCRIPTS = Path(__file__).parent / "migrations"

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -80,6 +81,7 @@ document = Table(
     Column("content", Text, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("added_at", String(40), nullable=False),
+    Column("media", String(80), nullable=False, server_default="text/plain"),
     Index("uq_document_project_path", "project", "path", unique=True),
 )
 
@@ -97,8 +99,30 @@ chunk = Table(
     Column("start", Integer, nullable=False),
     Column("end", Integer, nullable=False),
     Column("indexed", Integer, nullable=False),
+    Column("first_line", Integer),
+    Column("last_line", Integer),
+    Column("page", Integer),
+    Column("digest", String(64), nullable=False, server_default=""),
+    Index("ix_chunk_digest", "digest"),
     Index("ix_chunk_document_id", "document_id"),
     Index("ix_chunk_indexed", "indexed"),
+)
+
+embedding = Table(
+    "embedding",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("stamp", String(200), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+"""``vector``: float32, little-endian, of the text whose SHA-256 is ``digest``."""
+
+skill = Table(
+    "skill",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("body", Text, nullable=False),
 )
 
 chunk_removed = Table(
