@@ -41,7 +41,14 @@ PREFIX = "NESTOR_"
 FILE = "nestor.toml"
 TABLES = "deployment"
 """The one name of the file that the environment has not."""
-SECRETS = ("api_key", "redis_url", "remote_api_key")
+SECRETS = (
+    "api_key",
+    "database_url",
+    "embeddings_api_key",
+    "qdrant_api_key",
+    "redis_url",
+    "remote_api_key",
+)
 _KNOWN_NAMES = {"127.0.0.1", "::1", "localhost"}
 _WITH_PASSWORD = ("redis_url", "database_url")
 BaseUrl = Annotated[str, AfterValidator(network.base_url)]
@@ -59,6 +66,11 @@ def default_home() -> Path:
 
 def _redis_url(value: SecretStr) -> SecretStr:
     network.refuse_redis_url(value.get_secret_value())
+    return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    network.refuse_database_url(value.get_secret_value())
     return value
 
 
@@ -94,11 +106,15 @@ class Settings(BaseSettings):
     learning_port: Port = 8093
     """Telemetry. 0: any free port."""
 
-    database_url: str | None = None
-    """``sqlite:///PATH``; ``nestor.db`` in the data folder when not given. No other database yet."""
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    """``sqlite:///PATH`` (``nestor.db`` in the data folder when not given) or ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``."""
 
+    qdrant_url: BaseUrl | None = None
+    """``http(s)://HOST[:PORT]`` of a Qdrant server, 1.19 or newer (port 6333 when not given); in this process when not given."""
+    qdrant_api_key: SecretStr | None = None
+    """Sent to NESTOR_QDRANT_URL and nowhere else."""
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
-    """``redis://HOST:PORT/DB``: rate limits shared by several processes; in this process alone when not given."""
+    """``redis://HOST:PORT/DB``: rate limits and answers shared by several processes; in this process alone when not given."""
     trusted_proxies: Annotated[list[_Proxy], NoDecode] = []
     """Addresses or networks (``10.0.0.0/8``) of reverse proxies whose X-Forwarded-For is believed, comma-separated."""
 
@@ -123,7 +139,13 @@ class Settings(BaseSettings):
     embeddings_base_url: BaseUrl | None = None
     """OpenAI-compatible server of embeddings, ending in ``/v1``."""
     embeddings_model: str | None = None
-    """Its model."""
+    """``minilm`` (after ``nestor models add minilm``), the path of a folder with an ONNX model, or a name that is sent to NESTOR_EMBEDDINGS_BASE_URL; none: search by words only."""
+    embeddings_api_key: SecretStr | None = None
+    """Sent to NESTOR_EMBEDDINGS_BASE_URL and nowhere else."""
+    embeddings_query_prefix: str = ""
+    """Put before questions sent to NESTOR_EMBEDDINGS_BASE_URL, for models that want them marked."""
+    embeddings_text_prefix: str = ""
+    """The same for all other texts."""
     routing_default: Literal["local", "remote"] = "local"
     """Where a query goes while there is no evidence which side is better."""
     model_timeout_s: Annotated[float, Field(gt=0)] = 120.0
@@ -162,7 +184,13 @@ class Settings(BaseSettings):
             return value
         return [part.strip() for part in value.split(",") if part.strip()]
 
-    @field_validator("api_key", "remote_api_key", *_WITH_PASSWORD)
+    @field_validator(
+        "api_key",
+        "embeddings_api_key",
+        "qdrant_api_key",
+        "remote_api_key",
+        *_WITH_PASSWORD,
+    )
     @classmethod
     def _real_secret(cls, value: Any, info: ValidationInfo) -> Any:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -185,11 +213,6 @@ class Settings(BaseSettings):
             # Its own clients call it so. No page can send a Host of its choice.
             named.append(network.allowed_host(network.in_url(host)))
         return list(dict.fromkeys(named))
-
-    @field_validator("database_url")
-    @classmethod
-    def _sqlite(cls, value: str | None) -> str | None:
-        return value if value is None else network.sqlite_url(value)
 
     @field_validator("workspace_roots")
     @classmethod
@@ -223,6 +246,10 @@ class Settings(BaseSettings):
                 "NESTOR_LOCAL_BASE_URL: not used when NESTOR_LOCAL_MODEL is a .gguf file;"
                 " remove one of them"
             )
+        if self.embeddings_api_key and not self.embeddings_base_url:
+            raise ValueError(_needs("embeddings_api_key", "embeddings_base_url"))
+        if self.qdrant_api_key and not self.qdrant_url:
+            raise ValueError(_needs("qdrant_api_key", "qdrant_url"))
         for side in ("local", "remote", "embeddings"):
             base_url, model = f"{side}_base_url", f"{side}_model"
             has_url, has_model = (
@@ -231,9 +258,10 @@ class Settings(BaseSettings):
             )
             if has_url and not has_model:
                 raise ValueError(_needs(base_url, model))
-            if has_model and not (
-                has_url or self.replay_cassette or (side == "local" and local_file)
-            ):
+            in_process = (side == "local" and local_file) or (
+                side == "embeddings" and self.embeds_in_process
+            )
+            if has_model and not (has_url or self.replay_cassette or in_process):
                 raise ValueError(_needs(model, base_url))
         return self
 
@@ -244,18 +272,23 @@ class Settings(BaseSettings):
 
     @property
     def made_deployments(self) -> dict[str, Kind]:
-        """Names of the deployments that LOCAL_…, REMOTE_… and EMBEDDINGS_MODEL make."""
+        """Names of the deployments that LOCAL_…, REMOTE_… and EMBEDDINGS_… make."""
         made = {
             "local": (self.local_model, Kind.CHAT),
             "remote": (self.remote_model, Kind.CHAT),
-            "embeddings": (self.embeddings_model, Kind.EMBEDDINGS),
+            "embeddings": (
+                None if self.embeds_in_process else self.embeddings_model,
+                Kind.EMBEDDINGS,
+            ),
         }
         return {name: kind for name, (model, kind) in made.items() if model}
 
     @property
     def database(self) -> str:
-        """The URL in force."""
-        return self.database_url or f"sqlite:///{self.home / 'nestor.db'}"
+        """The URL in force, with its password."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'nestor.db'}"
+        return network.database_url(self.database_url.get_secret_value())
 
     @property
     def local_host(self) -> str:
@@ -276,6 +309,14 @@ class Settings(BaseSettings):
     def local_model_file(self) -> Path:
         """The GGUF file, when LOCAL_MODEL is one."""
         return Path(self.local_model or "").expanduser().absolute()
+
+    @property
+    def embeds_in_process(self) -> bool:
+        """Tell whether EMBEDDINGS_MODEL is ``minilm`` or a folder, not a server's model."""
+        model = self.embeddings_model or ""
+        return not self.embeddings_base_url and (
+            model == "minilm" or os.sep in model or model.startswith("~")
+        )
 
     @property
     def telemetry_dir(self) -> Path:
@@ -346,7 +387,11 @@ class _FileSource(TomlConfigSettingsSource):
 
 
 def _needs(name: str, other: str) -> str:
-    also = ", or a path to a .gguf file" if name == "local_model" else ""
+    others = {
+        "local_model": ", or a path to a .gguf file",
+        "embeddings_model": ", or must be minilm or the path of a folder",
+    }
+    also = others.get(name, "")
     return f"{PREFIX}{name.upper()} needs {PREFIX}{other.upper()}{also}"
 
 

@@ -4,9 +4,9 @@ import asyncio
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -230,15 +230,12 @@ AMOUNTS = st.integers(0, 60)
 class Machine(RuleBasedStateMachine):
     """Compares with a model in whole numbers; 1 here is a pico-USD and a token."""
 
-    folder: Path
-    runs = 0
+    fresh_url: ClassVar[Callable[[], str]]
 
     def __init__(self) -> None:
         super().__init__()
-        Machine.runs += 1
         self.loop = asyncio.new_event_loop()
-        path = self.folder / f"{Machine.runs}.db"
-        self.opened = Database.open(f"sqlite:///{path}")
+        self.opened = Database.open(Machine.fresh_url())
         self.database = self.run_(self.opened.__aenter__())
         self.store = SqlBudgetStore(self.database)
         self.held: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -308,9 +305,9 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_any_order_of_leases_folds_and_ends_keeps_the_promise(
-    tmp_path: Path, counted: Rounds
+    fresh_url: Callable[[], str], counted: Rounds
 ) -> None:
-    Machine.folder = tmp_path
+    Machine.fresh_url = staticmethod(fresh_url)
     for number, _ in counted("budget-store-machine", 1, 20):
         run_state_machine_as_test(
             Machine,

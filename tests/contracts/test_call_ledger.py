@@ -1,7 +1,6 @@
 """What ``ports.call_ledger.CallLedger`` promises, on real SQLite."""
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -14,6 +13,8 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from tests.contracts.outside import Outside
 
 from nestor.backends.sql import migrate
 from nestor.backends.sql.budget_store import SqlBudgetStore
@@ -154,7 +155,7 @@ async def test_a_larger_batch_with_what_is_there_adds_the_rest_alone(
 
 @pytest.mark.parametrize("table", ["model_call", "spend", "budget", "lease", "journal"])
 async def test_a_fold_is_all_or_nothing(
-    ledger: SqlCallLedger, database: Database, table: str
+    ledger: SqlCallLedger, database: Database, outside: Outside, table: str
 ) -> None:
     """Whichever of its tables refuses."""
     store = SqlBudgetStore(database)
@@ -162,20 +163,9 @@ async def test_a_fold_is_all_or_nothing(
     await store.lease(account, holder="j", want=Slice(usd=Decimal(1), tokens=500))
     before = await everything(database)
     call = a_call("a", charges=(Charge(account="key:k", usd=Decimal(1), tokens=1),))
-    async with database.write() as connection:
-        for verb in ("INSERT", "UPDATE"):
-            await connection.execute(
-                text(
-                    f"CREATE TRIGGER no_{verb} BEFORE {verb} ON {table}"
-                    " BEGIN SELECT RAISE(ABORT, 'no'); END"
-                )
-            )
-    with pytest.raises(Exception, match="no"):
+    with outside.refusing(table), pytest.raises(DBAPIError, match="no"):
         await ledger.fold(batch(1, call))
     assert await everything(database) == before
-    async with database.write() as connection:
-        for verb in ("INSERT", "UPDATE"):
-            await connection.execute(text(f"DROP TRIGGER no_{verb}"))
     assert await ledger.fold(batch(1, call)) == 1
 
 
@@ -204,18 +194,10 @@ async def test_charges_move_from_what_is_leased_to_what_is_spent(
 
 
 async def test_a_database_that_is_locked_is_unavailable_and_loses_nothing(
-    ledger: SqlCallLedger, database_url: str, monkeypatch: pytest.MonkeyPatch
+    impatient: None, ledger: SqlCallLedger, outside: Outside
 ) -> None:
-    monkeypatch.setattr("nestor.backends.sql.database.BUSY_TIMEOUT_MS", 50)
-    other = sqlite3.connect(
-        Path(database_url.removeprefix("sqlite:///")), isolation_level=None
-    )
-    other.execute("BEGIN IMMEDIATE")
-    try:
-        with pytest.raises(Unavailable):
-            await ledger.fold(batch(1, a_call("a")))
-    finally:
-        other.close()
+    with outside.writing(), pytest.raises(Unavailable):
+        await ledger.fold(batch(1, a_call("a")))
     assert await ledger.fold(batch(1, a_call("a"))) == 1
 
 
@@ -351,11 +333,11 @@ async def test_a_day_begins_at_midnight_utc(ledger: SqlCallLedger) -> None:
     assert row["by"] == "2026-01-02"
 
 
-async def test_calls_of_before_the_sums_are_in_them(database_url: str) -> None:
+async def test_calls_of_before_the_sums_are_in_them(empty_url: str) -> None:
     """A database of the version that kept calls alone."""
     folder = Path(migrate.__file__).parent / "migrations"
     scripts = ScriptDirectory(str(folder), version_locations=[str(folder)])
-    engine = create_engine(sync_url(database_url))
+    engine = create_engine(sync_url(empty_url))
     steps = EnvironmentContext(
         Config(), scripts, fn=lambda rev, _: scripts._upgrade_revs("0002", rev)
     )
@@ -383,7 +365,7 @@ async def test_calls_of_before_the_sums_are_in_them(database_url: str) -> None:
             )
     engine.dispose()
 
-    async with Database.open(database_url) as database:
+    async with Database.open(empty_url) as database:
         ledger = SqlCallLedger(database)
         none, task = await ledger.spend(SpendBy.TASK)  # equally dear: by name
         spent = await SqlBudgetStore(database).spent("task:t1")

@@ -1,8 +1,7 @@
-"""What ``ports.key_store.KeyStore`` promises, on real SQLite."""
+"""What ``ports.key_store.KeyStore`` promises, on real SQLite and real PostgreSQL."""
 
 import asyncio
 import secrets
-import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.contracts.outside import Outside
 
 from nestor.backends.sql import key_store, lookups
 from nestor.backends.sql.database import Database
@@ -173,13 +173,12 @@ async def test_a_name_may_be_in_any_script(store: SqlKeyStore) -> None:
 
 
 async def test_the_secret_is_nowhere_in_the_files(
-    store: SqlKeyStore, database: Database
+    store: SqlKeyStore, outside: Outside
 ) -> None:
     _, secret = await store.create("ci", ["read"])
     await store.check(secret)
-    folder = Path(database.url.removeprefix("sqlite:///")).parent
-    files = [one.read_bytes() for one in folder.iterdir()]
-    assert files
+    files = outside.written()
+    assert any(hash_of(secret).encode() in one for one in files)
     assert all(secret.encode() not in one for one in files)
 
 
@@ -236,19 +235,15 @@ async def test_a3_what_has_not_the_form_of_a_key_costs_no_lookup(
 
 
 async def test_a3_without_a_database_a_wrong_form_is_still_nobodys(
-    tmp_path: Path,
+    database: Database, outside: Outside
 ) -> None:
-    folder = tmp_path / "gone"
-    folder.mkdir()
-    async with Database.open(f"sqlite:///{folder / 'nestor.db'}") as database:
-        pass
-    shutil.rmtree(folder)
     store = SqlKeyStore(database)
-    began = time.monotonic()
-    assert await store.check("' OR 1=1--") is None
-    assert time.monotonic() - began < 5
-    with pytest.raises(Unavailable):
-        await store.check(guess())
+    async with outside.away(database):
+        began = time.monotonic()
+        assert await store.check("' OR 1=1--") is None
+        assert time.monotonic() - began < 5
+        with pytest.raises(Unavailable):
+            await store.check(guess())
 
 
 async def test_a3_guesses_neither_crowd_the_database_nor_push_out_what_is_known(
@@ -444,19 +439,17 @@ async def test_a_clock_that_is_set_back_does_not_move_the_last_use_back(
 
 
 async def test_a_locked_database_delays_the_note_and_no_request(
-    database: Database, database_url: str
+    database: Database, outside: Outside
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.01)
     _, secret = await store.create("ci", ["read"])
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with outside.writing():
         began = time.monotonic()
         for _ in range(100):
             assert await store.check(secret)
             await asyncio.sleep(0.005)
         assert time.monotonic() - began < 10
         assert await last_used(SqlKeyStore(database)) is None
-        other.rollback()
 
     async def written() -> bool:
         return await last_used(SqlKeyStore(database)) is not None
@@ -466,19 +459,15 @@ async def test_a_locked_database_delays_the_note_and_no_request(
 
 
 async def test_what_cannot_be_written_is_kept_tried_again_and_said_once(
-    database: Database, database_url: str, capsys: pytest.CaptureFixture[str]
+    database: Database, outside: Outside, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.02)
     _, secret = await store.create("ci", ["read"])
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute(
-            "CREATE TRIGGER no_use BEFORE UPDATE ON api_key"
-            " BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
-        assert await store.check(secret)
-        await asyncio.sleep(0.5)  # many attempts
-        assert await last_used(store) is not None
-        other.execute("DROP TRIGGER no_use")
+    outside.run("ALTER TABLE api_key RENAME COLUMN last_used_at TO gone")
+    assert await store.check(secret)
+    await asyncio.sleep(0.5)  # many attempts
+    outside.run("ALTER TABLE api_key RENAME COLUMN gone TO last_used_at")
+    assert await last_used(store) is not None
 
     async def written() -> bool:
         return await last_used(SqlKeyStore(database)) is not None
@@ -490,15 +479,14 @@ async def test_what_cannot_be_written_is_kept_tried_again_and_said_once(
 
 
 async def test_closing_over_a_database_that_refuses_does_not_raise(
-    database: Database, database_url: str
+    database: Database, outside: Outside
 ) -> None:
     store = SqlKeyStore(database)
     _, secret = await store.create("ci", ["read"])
     assert await store.check(secret)
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute("ALTER TABLE api_key RENAME TO gone")
-        await store.close()
-        other.execute("ALTER TABLE gone RENAME TO api_key")
+    outside.run("ALTER TABLE api_key RENAME TO gone")
+    await store.close()
+    outside.run("ALTER TABLE gone RENAME TO api_key")
     assert await store.check(secret), "a request that is still running"
 
 
@@ -562,31 +550,10 @@ async def test_a_tasks_key_has_no_limits_of_its_own(store: SqlKeyStore) -> None:
 # The database is away.
 
 
-@asynccontextmanager
-async def away(folder: Path, database: Database) -> AsyncIterator[None]:
-    """The database's folder is not where it was, and nothing has a file of it open."""
-    await database._engine.dispose()
-    elsewhere = folder.with_name("elsewhere")
-    folder.rename(elsewhere)
-    try:
-        yield
-    finally:
-        await database._engine.dispose()
-        elsewhere.rename(folder)
-
-
-@pytest.fixture
-async def movable(tmp_path: Path) -> AsyncIterator[tuple[Path, Counted]]:
-    folder = tmp_path / "sql"
-    folder.mkdir()
-    async with Counted.open(f"sqlite:///{folder / 'nestor.db'}") as database:
-        yield folder, database
-
-
 async def test_a_key_that_was_good_is_good_for_a_while_without_the_database(
-    movable: tuple[Path, Counted], clock: Clock
+    counted: Counted, outside: Outside, clock: Clock
 ) -> None:
-    folder, database = movable
+    database = counted
     store = SqlKeyStore(database, monotonic=clock)
     limits = KeyLimits(rpm=60)
     _, secret = await store.create("ci", ["read"], limits)
@@ -596,7 +563,7 @@ async def test_a_key_that_was_good_is_good_for_a_while_without_the_database(
     assert good is not None
     assert await store.check(revoked)
     await store.revoke(key.id)
-    async with away(folder, database):
+    async with outside.away(database):
         for clock.seconds in (CACHE_S + 1, 60, BELIEVED_S - 1):
             assert await store.check(secret) == good
             for other in (never_used, revoked, guess()):
@@ -613,13 +580,13 @@ async def test_a_key_that_was_good_is_good_for_a_while_without_the_database(
 
 
 async def test_without_the_database_good_keys_cost_one_look_a_second(
-    movable: tuple[Path, Counted], clock: Clock
+    counted: Counted, outside: Outside, clock: Clock
 ) -> None:
-    folder, database = movable
+    database = counted
     store = SqlKeyStore(database, monotonic=clock)
     secrets = [(await store.create(str(n), ["read"]))[1] for n in range(20)]
     assert all([await store.check(secret) for secret in secrets])
-    async with away(folder, database):
+    async with outside.away(database):
         clock.seconds = CACHE_S + 1
         assert await store.check(secrets[0])
         reads = database.reads
@@ -633,17 +600,16 @@ async def test_without_the_database_good_keys_cost_one_look_a_second(
 
 
 async def test_a_key_revoked_elsewhere_is_refused_once_the_database_is_back(
-    movable: tuple[Path, Counted], clock: Clock
+    counted: Counted, outside: Outside, clock: Clock
 ) -> None:
-    folder, database = movable
+    database = counted
     store = SqlKeyStore(database, monotonic=clock)
     key, secret = await store.create("ci", ["read"])
     assert await store.check(secret)
     clock.seconds = CACHE_S + 1
-    async with away(folder, database):
+    async with outside.away(database):
         assert await store.check(secret)
-        url = f"sqlite:///{folder.with_name('elsewhere') / 'nestor.db'}"
-        async with Database.open(url) as theirs:
+        async with Database.open(outside.elsewhere_url) as theirs:
             await SqlKeyStore(theirs).revoke(key.id)
         assert await store.check(secret)
     clock.seconds += ASK_AGAIN_S
@@ -654,15 +620,15 @@ async def test_a_key_revoked_elsewhere_is_refused_once_the_database_is_back(
 
 @pytest.mark.parametrize("how", ["key", "scope"])
 async def test_a_key_that_could_not_be_revoked_here_is_not_believed(
-    movable: tuple[Path, Counted], clock: Clock, how: str
+    counted: Counted, outside: Outside, clock: Clock, how: str
 ) -> None:
-    folder, database = movable
+    database = counted
     store = SqlKeyStore(database, monotonic=clock)
     key, secret = await store.create("ci", ["task:a"])
     _, other = await store.create("other", ["read"])
     assert await store.check(secret)
     assert await store.check(other)
-    async with away(folder, database):
+    async with outside.away(database):
         revoking = {"key": store.revoke, "scope": store.revoke_scope}[how]
         with pytest.raises(Unavailable):
             await revoking({"key": key.id, "scope": "task:a"}[how])
@@ -703,16 +669,20 @@ async def _another(database: Database) -> Database:
     return Database(database._engine, database.url)
 
 
-async def test_a_locked_file_is_no_outage_for_keys(
-    movable: tuple[Path, Counted],
-) -> None:
+async def test_a_locked_file_is_no_outage_for_keys(sqlite_url: str) -> None:
     """Another program has the file to itself: SQLite waits for it for long."""
-    folder, database = movable
+    async with Database.open(sqlite_url) as database:
+        await _checked_while_locked(
+            database, Path(sqlite_url.removeprefix("sqlite:///"))
+        )
+
+
+async def _checked_while_locked(database: Database, file: Path) -> None:
     store = SqlKeyStore(database)
     _, secret = await store.create("ci", ["read"])
     assert await store.check(secret)
     await database._engine.dispose()
-    with closing(sqlite3.connect(folder / "nestor.db")) as other:
+    with closing(sqlite3.connect(file)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
         other.execute("CREATE TABLE theirs (x)")
@@ -726,9 +696,9 @@ async def test_a_locked_file_is_no_outage_for_keys(
 
 
 async def test_a_use_without_the_database_is_noted_and_written_later(
-    movable: tuple[Path, Counted],
+    counted: Counted, outside: Outside
 ) -> None:
-    folder, database = movable
+    database = counted
     day = Day()
     store = SqlKeyStore(database, now=day, note_every_s=0.05)
     _, secret = await store.create("ci", ["read"])
@@ -738,7 +708,7 @@ async def test_a_use_without_the_database_is_noted_and_written_later(
         return await last_used(SqlKeyStore(database)) == day.now
 
     await until(written)
-    async with away(folder, database):
+    async with outside.away(database):
         day.now += timedelta(minutes=3)
         assert await store.check(secret)
         await asyncio.sleep(0.3)  # several attempts

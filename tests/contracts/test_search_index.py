@@ -1,257 +1,287 @@
-"""What every SearchIndex promises, and what Qdrant Edge adds: one process, no surprises."""
+"""What every SearchIndex promises: in process, and as a client of a Qdrant server.
 
-import asyncio
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+The server itself cannot be had here. Its class runs on qdrant-client's in-memory mode,
+and over real HTTP on a stand-in that holds each request against Qdrant's OpenAPI.
+"""
+
+import math
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.contracts.search_indexes import (
+    EVERYWHERE,
+    KINDS,
+    OTHER,
+    STAMP,
+    X,
+    Y,
+    Z,
+    entry,
+    found,
+    near,
+    opened,
+)
 
-from nestor.backends.qdrant.edge import Bm25Parameters, QdrantEdgeIndex
-from nestor.errors import IndexDamaged, Misconfigured, Unavailable
+from nestor.errors import InvalidInput, OtherVectors
 from nestor.model.ids import derived_id
-from nestor.model.knowledge import Chunk, Collection, Document
+from nestor.model.knowledge import Chunk, Collection, Entry, Where
+from nestor.ports.search_index import SearchIndex
 
-NOW = datetime(2026, 1, 2, tzinfo=UTC)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "qdrant"
-
-
-@pytest.fixture
-async def index(path: Path) -> AsyncIterator[QdrantEdgeIndex]:
-    async with await QdrantEdgeIndex.open(path) as index:
+@pytest.fixture(params=KINDS)
+async def index(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[SearchIndex]:
+    async with opened(request.param, tmp_path) as index:
         yield index
 
 
-def pair(
-    text: str,
-    collection: Collection = Collection.CODEBASE_CONTEXT,
-    *,
-    key: str = "",
-    heading: str = "",
-) -> tuple[Chunk, Document]:
-    owner = derived_id("document", key or text)
-    chunk = Chunk(
-        id=derived_id("chunk", key or text),
-        document_id=owner,
-        ordinal=0,
-        heading=heading,
-        text=text,
-        start=0,
-        end=len(text),
+async def test_the_best_match_comes_first_across_word_forms(index: SearchIndex) -> None:
+    one = entry("walruses are sleeping on the ice")
+    two = entry("the otter sleeps while the walrus eats and the walrus swims")
+    await index.upsert([one, two, entry("nothing of interest")])
+
+    assert await found(index, "sleeping walrus ice") == [one.chunk.id, two.chunk.id]
+    assert await found(index, "sleeping walrus ice", limit=1) == [one.chunk.id]
+    assert await found(index, "sleeping walrus ice", limit=0) == []
+    assert await found(index, "giraffe") == []
+    assert await found(index, "the and of") == []
+
+
+async def test_a_rare_word_weighs_more_than_a_common_one(index: SearchIndex) -> None:
+    common = [entry(f"walrus number{n}") for n in range(9)]
+    rare = entry("otter number9")
+    await index.upsert([*common, rare])
+
+    assert (await found(index, "walrus otter"))[0] == rare.chunk.id
+
+
+async def test_headings_and_paths_are_searched(index: SearchIndex) -> None:
+    one = entry("use apt", heading="Install > Linux", path="docs/setup.md")
+    await index.upsert([one, entry("use brew", heading="Install > Mac")])
+
+    assert await found(index, "linux") == [one.chunk.id]
+    assert await found(index, "docs") == [one.chunk.id]
+
+
+async def test_the_nearest_comes_first(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    x, y = entry("one", vector=X), entry("two", vector=Y)
+    between = entry("three", vector=[math.sqrt(0.9), math.sqrt(0.1), 0.0])
+    await index.upsert([x, y, between, entry("without a vector")])
+
+    assert await near(index, X) == [x.chunk.id, between.chunk.id, y.chunk.id]
+
+
+async def test_both_legs_are_asked_at_once(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    await index.upsert([entry("walrus", vector=X), entry("otter", vector=Y)])
+
+    legs = await index.search(
+        query="otter", vector=X, stamp=STAMP, limit=1, where=EVERYWHERE
     )
-    return chunk, Document(
-        id=owner,
-        project="p",
-        path="x",
-        collection=collection,
-        content_hash="",
-        size_bytes=len(text),
-        chunks=1,
-        metadata={},
-        added_at=NOW,
+
+    assert [h.chunk_id for h in legs.bm25 or []] == [entry("otter").chunk.id]
+    assert [h.chunk_id for h in legs.dense or []] == [entry("walrus").chunk.id]
+    assert legs.dense is not None
+    assert legs.dense[0].score == pytest.approx(1.0)
+
+
+async def test_stop_words_leave_the_other_leg_alone(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    await index.upsert([entry("walrus", vector=X)])
+
+    legs = await index.search(
+        query="the", vector=X, stamp=STAMP, limit=5, where=EVERYWHERE
     )
 
-
-async def ids(index: QdrantEdgeIndex, query: str, **how: object) -> list[str]:
-    hits = await index.search(query, limit=10, **how)  # type: ignore[arg-type]
-    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
-    return [hit.chunk_id for hit in hits]
+    assert legs.bm25 == []
+    assert [h.chunk_id for h in legs.dense or []] == [entry("walrus").chunk.id]
 
 
-async def test_the_best_match_comes_first_across_word_forms(
-    index: QdrantEdgeIndex,
-) -> None:
-    one = pair("walruses are sleeping on the ice")
-    two = pair("the otter sleeps while the walrus eats and the walrus swims")
-    await index.upsert([one, two, pair("nothing of interest")])
+async def test_every_field_of_where_must_hold(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    one = entry("walrus one", project="a", path="src/ü/one.py", vector=X)
+    two = entry("walrus two", Collection.ERROR_SOLUTIONS, path="src2.py", vector=Y)
+    odd = {'a.b["c"]': "=x", "lang": "py"}
+    three = entry("walrus three", path="doc/src/c.md", metadata=odd, vector=Z)
+    await index.upsert([one, two, three])
+    every = {"one": one.chunk.id, "two": two.chunk.id, "three": three.chunk.id}
 
-    assert await ids(index, "sleeping walrus ice") == [one[0].id, two[0].id]
-    assert await ids(index, "giraffe") == []
-    assert await ids(index, "the and of") == []
+    for where, names in (
+        (Where(collections=[Collection.ERROR_SOLUTIONS]), "two"),
+        (Where(collections=list(Collection)), "one two three"),
+        (Where(collections=[]), ""),
+        (Where(projects=["a", "nobody"]), "one"),
+        (Where(projects=[]), ""),
+        (Where(path_prefix="src"), "one two"),
+        (Where(path_prefix="src/"), "one"),
+        (Where(path_prefix="src/ü"), "one"),
+        (Where(path_prefix="src/ü/"), "one"),
+        (Where(path_prefix="rc/"), ""),
+        (Where(path_prefix="doc/src/c.md"), "three"),
+        (Where(path_prefix="doc/src/c.md/"), ""),
+        (Where(path_prefix="a/" * 20), ""),
+        (Where(path_prefix="SRC"), ""),
+        (Where(path_prefix=""), "one two three"),
+        (Where(metadata={"lang": "py"}), "three"),
+        (Where(metadata=odd), "three"),
+        (Where(metadata={"lang": "p"}), ""),
+        (Where(metadata={"lang": "py", "more": "x"}), ""),
+        (Where(metadata={'a.b["c"]=': "x"}), ""),
+        (Where(metadata={}), "one two three"),
+        (Where(projects=["p"], path_prefix="src"), "two"),
+        (Where(projects=["a"], collections=[Collection.ERROR_SOLUTIONS]), ""),
+    ):
+        wanted = {every[name] for name in names.split()}
+        assert set(await found(index, "walrus", where)) == wanted, where
+        assert set(await near(index, X, where)) == wanted, where
 
 
-async def test_headings_are_searched(index: QdrantEdgeIndex) -> None:
-    one = pair("use apt", heading="Install > Linux")
-    await index.upsert([one, pair("use brew", heading="Install > Mac")])
+async def test_the_deepest_folder_is_found_by_its_prefix(index: SearchIndex) -> None:
+    deep = entry("walrus", path="a/" * 40 + "x.py")
+    await index.upsert([deep, entry("walrus too", path="b/x.py")])
 
-    assert await ids(index, "linux") == [one[0].id]
-
-
-async def test_collections_filter(index: QdrantEdgeIndex) -> None:
-    one, two = pair("walrus one"), pair("walrus two", Collection.ERROR_SOLUTIONS)
-    await index.upsert([one, two])
-
-    wanted = [Collection.ERROR_SOLUTIONS, Collection.SKILLS_PATTERNS]
-    assert await ids(index, "walrus", collections=wanted) == [two[0].id]
-    assert await ids(index, "walrus", collections=[]) == []
+    for levels in (1, 15, 16, 17, 40):
+        where = Where(path_prefix="a/" * levels)
+        assert await found(index, "walrus", where) == [deep.chunk.id]
+    assert await found(index, "walrus", Where(path_prefix="a/" * 41)) == []
 
 
-async def test_an_upsert_replaces_and_a_removal_forgets(index: QdrantEdgeIndex) -> None:
-    await index.upsert([pair("walrus", key="k")])
-    await index.upsert([pair("otter", key="k")])
+async def test_an_upsert_replaces_and_a_removal_forgets(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    await index.upsert([entry("walrus", key="k", path="old", vector=X)])
+    await index.upsert([entry("otter", key="k", path="new")])
     assert await index.count() == 1
-    assert await ids(index, "walrus") == []
+    assert await found(index, "walrus") == []
+    assert await found(index, "otter", Where(path_prefix="old")) == []
+    assert await near(index, X) == []  # it lost its vector
 
-    await index.remove([pair("otter", key="k")[0].id, derived_id("unknown")])
+    await index.remove([entry("", key="k").chunk.id, derived_id("unknown"), "no uuid"])
 
     assert await index.count() == 0
-    assert await ids(index, "otter") == []
+    assert await found(index, "otter") == []
     await index.upsert([])
     await index.remove([])
 
 
 @pytest.mark.parametrize("query", ["", "\0", "\ud800", '"NEAR(', "x" * 8000, "ü 🦉"])
-async def test_any_text_is_a_valid_query(index: QdrantEdgeIndex, query: str) -> None:
-    await index.upsert([pair("walrus")])
+async def test_any_text_is_a_valid_query(index: SearchIndex, query: str) -> None:
+    await index.upsert([entry("walrus")])
 
-    assert await ids(index, query) == []
-
-
-async def test_what_was_acknowledged_is_there_after_reopening(path: Path) -> None:
-    async with await QdrantEdgeIndex.open(path) as index:
-        await index.upsert([pair("walrus")])
-    async with await QdrantEdgeIndex.open(path) as index:
-        assert await ids(index, "walrus") == [pair("walrus")[0].id]
-        await index.clear()
-        assert await index.count() == 0
-    async with await QdrantEdgeIndex.open(path) as index:
-        assert await index.count() == 0
+    assert await found(index, query) == []
 
 
-async def test_a_second_process_is_refused_and_harms_nothing(
-    path: Path, index: QdrantEdgeIndex
-) -> None:
-    await index.upsert([pair("walrus")])
-    code = (
-        "import asyncio, sys, pathlib\n"
-        "from nestor.backends.qdrant.edge import QdrantEdgeIndex\n"
-        "async def go():\n"
-        "    async with await QdrantEdgeIndex.open(pathlib.Path(sys.argv[1])): pass\n"
-        "asyncio.run(go())\n"
+async def test_an_entry_is_read_back_whole(index: SearchIndex) -> None:
+    one = entry(
+        "walrus\n🦉\0",
+        Collection.SKILLS_PATTERNS,
+        heading="A > B",
+        path="src/ü.py",
+        metadata={"a.b": "c", "": "empty"},
     )
-
-    second = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", code, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    bare = entry("otter")
+    bare = Entry(
+        chunk=Chunk(
+            id=bare.chunk.id,
+            document_id="d",
+            ordinal=0,
+            heading="",
+            text="otter",
+            start=0,
+            end=5,
+        ),
+        document=bare.document,
     )
+    await index.upsert([one, bare])
 
-    assert second.returncode == 1
-    assert (
-        f"Misconfigured: the search index at {path} is in use by process {os.getpid()}"
-        in second.stderr
+    ids = [one.chunk.id, bare.chunk.id, derived_id("unknown"), "no uuid"]
+    assert await index.entries(ids) == {
+        one.chunk.id: (one.chunk, one.document),
+        bare.chunk.id: (bare.chunk, bare.document),
+    }
+    assert await index.entries([]) == {}
+
+
+async def test_what_no_encoding_can_hold_is_replaced(index: SearchIndex) -> None:
+    broken = entry(
+        "walrus \ud800", key="k", path="\udfff.py", metadata={"\ud800": "\ud800"}
     )
-    await index.upsert([pair("otter")])
-    assert await index.count() == 2
+    await index.upsert([broken])
+
+    assert await found(index, "walrus") == [broken.chunk.id]
+    assert (await index.entries([broken.chunk.id]))[broken.chunk.id][1].path == "?.py"
+    where = Where(path_prefix="\udfff", metadata={"\ud800": "\ud800"})
+    assert await found(index, "walrus", where) == [broken.chunk.id]
 
 
-async def test_closing_lets_go_of_the_lock(path: Path) -> None:
-    async with await QdrantEdgeIndex.open(path) as index:
-        with pytest.raises(Misconfigured, match=str(os.getpid())):
-            async with await QdrantEdgeIndex.open(path):
-                pass
-        await index.close()
-        await index.close()
-        async with await QdrantEdgeIndex.open(path) as other:
-            assert await other.count() == 0
-        with pytest.raises(Unavailable, match="closed"):
-            await index.count()
+async def test_ids_come_in_order_and_in_pages(index: SearchIndex) -> None:
+    entries = [entry(f"walrus {n}") for n in range(25)]
+    await index.upsert(entries)
+    every = sorted(one.chunk.id for one in entries)
+
+    assert await index.ids() == every
+    assert await index.ids(limit=10) == every[:10]
+    assert await index.ids(after=every[9], limit=10) == every[10:20]
+    assert await index.ids(after=every[19], limit=10) == every[20:]
+    assert await index.ids(after=every[-1]) == []
+    await index.remove([every[4]])
+    assert await index.ids(after=every[4], limit=2) == every[5:7]
 
 
-async def test_a_lock_that_is_a_link_is_refused(path: Path, tmp_path: Path) -> None:
-    path.parent.mkdir()
-    target = tmp_path / "precious"
-    target.write_text("text")
-    path.with_name("qdrant.lock").symlink_to(target)
+async def test_vectors_of_another_model_are_never_compared(index: SearchIndex) -> None:
+    assert await index.stamp() is None
+    for stamp in (STAMP, None):
+        with pytest.raises(OtherVectors, match="none"):
+            await index.search(vector=X, stamp=stamp, limit=1, where=EVERYWHERE)
+    await index.clear(STAMP)
+    assert await index.stamp() == STAMP
+    await index.upsert([entry("walrus", vector=X)])
+    for stamp in (OTHER, None):
+        with pytest.raises(OtherVectors, match="m@1:3"):
+            await index.search(vector=X, stamp=stamp, limit=1, where=EVERYWHERE)
 
-    with pytest.raises(Misconfigured):
-        async with await QdrantEdgeIndex.open(path):
-            pass
-
-    assert target.read_text() == "text"
-
-
-def _garbage(path: Path) -> None:
-    for file in (path / "shard").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"\xff\x00garbage" * 10)
+    assert await found(index, "walrus") == [entry("walrus").chunk.id]
 
 
-def _halved(path: Path) -> None:
-    for file in (path / "shard").rglob("*"):
-        if file.is_file():
-            os.truncate(file, file.stat().st_size // 2)
-
-
-def _broken_pages(path: Path) -> None:
-    """The engine panics on this one, which is no ``Exception`` in Python."""
-    for file in path.rglob("store/tracker.dat"):
-        file.write_bytes(b"\xff\x00garbage" * 10)
-
-
-@pytest.mark.parametrize("damage", [_garbage, _halved, _broken_pages])
-async def test_a_damaged_folder_says_so_until_it_is_cleared(
-    path: Path, damage: Callable[[Path], None]
+@pytest.mark.parametrize(
+    "vector", [[1.0], [1.0] * 4, [], [0.0] * 3, [math.nan, 0.0, 0.0], [math.inf] * 3]
+)
+async def test_what_is_no_vector_of_its_dimension_is_refused(
+    index: SearchIndex, vector: list[float]
 ) -> None:
-    async with await QdrantEdgeIndex.open(path) as index:
-        await index.upsert([pair(f"walrus {n}") for n in range(600)])
-    async with await QdrantEdgeIndex.open(path):
-        pass  # now the engine's own log no longer holds the writes
-    damage(path)
+    await index.clear(STAMP)
+    good, bad = entry("walrus", vector=X), entry("otter", vector=vector)
 
-    async with await QdrantEdgeIndex.open(path) as index:
-        for call in (
-            lambda: index.search("walrus", limit=5),
-            lambda: index.search("the", limit=5),
-            lambda: index.upsert([pair("otter")]),
-            index.count,
-        ):
-            with pytest.raises(IndexDamaged):
-                await call()
-        await index.clear()
-        await index.upsert([pair("otter")])
-        assert await ids(index, "walrus otter") == [pair("otter")[0].id]
+    with pytest.raises(InvalidInput, match=r"entries\.1\.vector"):
+        await index.upsert([good, bad])
+    with pytest.raises(InvalidInput, match="vector"):
+        await index.search(vector=vector, stamp=STAMP, limit=1, where=EVERYWHERE)
+
+    assert await index.count() == 0
 
 
-async def test_a_folder_that_is_a_file_is_replaced(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_text("garbage")
-
-    async with await QdrantEdgeIndex.open(path) as index:
-        assert await index.count() == 0
-
-
-async def test_an_index_made_with_other_parameters_starts_empty(path: Path) -> None:
-    async with await QdrantEdgeIndex.open(path) as index:
-        await index.upsert([pair("walrus")])
-
-    other = Bm25Parameters(avg_len=50.0)
-    async with await QdrantEdgeIndex.open(path, parameters=other) as index:
-        assert await index.count() == 0
+async def test_an_index_without_a_stamp_takes_words_only(index: SearchIndex) -> None:
+    with pytest.raises(InvalidInput, match="takes no vectors"):
+        await index.upsert([entry("walrus", vector=X)])
+    await index.upsert([entry("walrus")])
+    assert await found(index, "walrus") == [entry("walrus").chunk.id]
 
 
-async def test_a_folder_removed_under_a_running_index_is_damage_not_emptiness(
-    path: Path, index: QdrantEdgeIndex
-) -> None:
-    await index.upsert([pair("walrus")])
-    shutil.rmtree(path)
+async def test_clearing_starts_empty(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    await index.upsert([entry("walrus", vector=X)])
 
-    with pytest.raises(Unavailable):
-        await index.upsert([pair("otter")])
-    with pytest.raises(IndexDamaged):
-        await index.count()
+    await index.clear(OTHER)
 
-    await index.clear()
-    await index.upsert([pair("walrus")])
-    assert await ids(index, "walrus") == [pair("walrus")[0].id]
+    assert await index.count() == 0
+    assert await found(index, "walrus") == []
+    assert await index.stamp() == OTHER
+    await index.upsert([entry("otter", vector=Y)])
+    assert await index.count() == 1

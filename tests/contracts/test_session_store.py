@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
+from tests.contracts.outside import Outside
 
 from nestor.backends.sql import lookups
 from nestor.backends.sql.database import Database
@@ -209,23 +209,21 @@ async def test_an_overlong_secret_is_refused(store: SqlSessionStore) -> None:
 
 
 async def test_the_digest_of_the_admin_key_is_not_stored(
-    store: SqlSessionStore, database: Database
+    store: SqlSessionStore, outside: Outside
 ) -> None:
     await store.redeem((await store.make_link()).token)
-    folder = Path(database.url.removeprefix("sqlite:///")).parent
-    assert all(KEY.encode() not in one.read_bytes() for one in folder.iterdir())
+    assert all(KEY.encode() not in one for one in outside.written())
 
 
 async def test_neither_token_nor_secret_is_in_the_files(
-    store: SqlSessionStore, database: Database
+    store: SqlSessionStore, outside: Outside
 ) -> None:
     open_link = await store.make_link()
     used = await store.make_link()
     _, secret = await store.redeem(used.token)
     await store.check(secret)
-    folder = Path(database.url.removeprefix("sqlite:///")).parent
-    files = [one.read_bytes() for one in folder.iterdir()]
-    assert files
+    files = outside.written()
+    assert any(store._hash(secret).encode() in one for one in files)
     for text in (open_link.token, used.token, secret):
         assert all(text.encode() not in one for one in files)
 

@@ -1,4 +1,4 @@
-"""What ``ports.task_engine.TaskEngine`` promises, on DBOS with real SQLite.
+"""What ``ports.task_engine.TaskEngine`` promises, on DBOS with real SQLite and real PostgreSQL.
 
 Over 400 lines because a port has one file of tests.
 """
@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 import nestor
 from nestor.backends.dbos.engine import MAX_RECOVERIES, DbosEngine
@@ -85,7 +86,16 @@ class Bench:
 
     async def rows(self, sql: str) -> list[Any]:
         async with self.database.read() as connection:
-            return [tuple(row) for row in await connection.execute(text(sql))]
+            rows = await connection.execute(text(self.sql(sql)))
+            return [tuple(row) for row in rows]
+
+    def sql(self, sql: str) -> str:
+        """On PostgreSQL the engine's tables have a schema of their own."""
+        if self.database.is_sqlite:
+            return sql
+        return re.sub(
+            r"(workflow_status|workflow_input|operation_outputs)", r"dbos.\1", sql
+        )
 
     async def statuses(self) -> dict[str, str]:
         return dict(
@@ -240,7 +250,7 @@ async def test_no_more_run_at_once_than_there_are_workers(bench: Bench) -> None:
             nonlocal most
             now.add(task_id)
             most = max(most, len(now))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             now.discard(task_id)
 
         await steps.run("work", type(None), work)
@@ -367,9 +377,11 @@ async def test_a_workflow_begun_too_often_is_reported_and_not_begun(
         ):
             await connection.execute(
                 text(
-                    "UPDATE workflow_status SET status = 'PENDING', executor_id = 'one',"
-                    " application_version = '1', recovery_attempts = :n"
-                    " WHERE workflow_uuid = :w"
+                    bench.sql(
+                        "UPDATE workflow_status SET status = 'PENDING',"
+                        " executor_id = 'one', application_version = '1',"
+                        " recovery_attempts = :n WHERE workflow_uuid = :w"
+                    )
                 ),
                 {"n": begun, "w": name},
             )
@@ -438,12 +450,16 @@ async def test_both_engines_write_one_file_without_a_locked_database(
         await bench.status_becomes(**dict.fromkeys(names, "SUCCESS"))
     assert len(bench.log) == 40
     assert [one.getMessage() for one in caplog.records if one.name == "dbos"] == []
-    ((mode,),) = await bench.rows("PRAGMA journal_mode")
-    assert mode == "wal"
+    if bench.database.is_sqlite:
+        ((mode,),) = await bench.rows("PRAGMA journal_mode")
+        assert mode == "wal"
 
 
-def network_sockets() -> set[str]:
-    """Inodes of this process's TCP and UDP sockets (not the loops' own wake-up pairs)."""
+def network_sockets(server_port: int | None) -> set[str]:
+    """Inodes of this process's TCP and UDP sockets (not the loops' own wake-up pairs).
+
+    Not counted: those that lead to the database's server.
+    """
     mine = set[str]()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor
@@ -452,6 +468,7 @@ def network_sockets() -> set[str]:
         f"socket:[{line.split()[9]}]"
         for kind in ("tcp", "tcp6", "udp", "udp6")
         for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:]
+        if int(line.split()[2].rpartition(":")[2], 16) != server_port
     }
     return mine & known
 
@@ -462,15 +479,43 @@ async def test_it_is_silent_and_opens_no_port(
     async def workflow(_task_id: str, steps: Steps) -> None:
         await steps.run("only", int, bench.step("x"))
 
-    before = network_sockets()
+    port = make_url(bench.database.url).port
+    before = network_sockets(port)
     async with bench.engine(workflow) as engine:
         await bench.enqueue(engine, "t1")
         await bench.status_becomes(t1="SUCCESS")
-        assert network_sockets() == before
+        assert network_sockets(port) == before
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("dbos").propagate
     files = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
-    assert {one.name.split(".")[0] for one in files} == {"nestor"}
+    assert {one.name.split(".")[0] for one in files} <= {"nestor"}
+
+
+async def test_four_processes_may_prepare_at_once(bench: Bench) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from nestor.backends.dbos.engine import DbosEngine\n"
+        "async def main():\n"
+        "    print('ready', flush=True); sys.stdin.readline()\n"
+        "    engine = DbosEngine(\n"
+        "        sys.argv[1], executor_id='x', workers=1, on_failure=None)\n"
+        "    await engine.prepare()\n"
+        "    await engine.stop()\n"
+        "asyncio.run(main())\n"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+    command = (sys.executable, "-c", script, bench.database.url)
+    processes = [
+        await asyncio.create_subprocess_exec(*command, **pipes)  # type: ignore[arg-type]
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout
+        await process.stdout.readline()
+    ended = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+    assert [process.returncode for process in processes] == [0] * 4, ended
+    assert [error for _, error in ended] == [b""] * 4  # and quietly
+    assert await bench.statuses() == {}
 
 
 async def test_threads_still_work_after_a_stop(bench: Bench) -> None:
@@ -519,7 +564,8 @@ async def test_f1_a_planted_pickle_is_not_run(bench: Bench, tmp_path: Path) -> N
             "UPDATE workflow_status SET serialization = 'py_pickle'",
             "UPDATE workflow_input SET inputs = :x",
         ):
-            await connection.execute(text(sql), {"x": planted} if ":x" in sql else {})
+            given = {"x": planted} if ":x" in sql else {}
+            await connection.execute(text(bench.sql(sql)), given)
     async with bench.engine(workflow):
         await bench.status_becomes(t1="ERROR")
     assert not trap.exists()

@@ -50,7 +50,7 @@ class FakeStack:
                         "path": self.path,
                         "key": self.headers.get("Authorization"),
                         "last": self.headers.get("Last-Event-ID"),
-                        "body": json.loads(body) if body else None,
+                        "body": self._decoded(body),
                     }
                 )
                 said = stack.replies.get((self.command, path))
@@ -74,7 +74,12 @@ class FakeStack:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
+            def _decoded(self, body: bytes) -> Any:
+                if self.headers.get("Content-Type") != "application/json":
+                    return body or None
+                return json.loads(body) if body else None
+
+            do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""

@@ -1,6 +1,8 @@
 """AIDB's routes behind the real shell, over its real parts."""
 
 import asyncio
+import hashlib
+import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from tests.faces.shell import (
 )
 
 from nestor.aidb.service import Aidb
+from nestor.aidb.spool import Spool
+from nestor.backends.documents.children import DocumentChildren
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
@@ -33,17 +37,26 @@ WALRUS = "# Walrus\n\nThe walrus eats clams.\n"
 class Client:
     """Speaks to the layer with the admin's key, or another."""
 
-    def __init__(self, port: int, keys: MemoryKeys) -> None:
+    def __init__(self, port: int, keys: MemoryKeys, spool: Path) -> None:
         self._url = f"http://127.0.0.1:{port}"
         self.keys = keys
+        self.spool = spool
 
     async def call(
-        self, method: str, path: str, *, key: str | None = ADMIN_KEY, json: Any = None
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = ADMIN_KEY,
+        json: Any = None,
+        **how: Any,
     ) -> "Answer":
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if json is not None:
+            how["json"] = json
         async with (
             aiohttp.ClientSession(headers=headers) as session,
-            session.request(method, self._url + path, json=json) as reply,
+            session.request(method, self._url + path, **how) as reply,
         ):
             body = await reply.read()
             return Answer(reply.status, msgspec.json.decode(body) if body else None)
@@ -73,10 +86,16 @@ async def aidb(tmp_path: Path) -> AsyncIterator[Client]:
     async with (
         Database.open(f"sqlite:///{tmp_path}/n.db") as database,
         await QdrantEdgeIndex.open(tmp_path / "qdrant") as index,
+        DocumentChildren() as reader,
     ):
         service = Aidb(
-            SqlKnowledgeStore(database), index, LearningClient(_Silent(), "aidb")
+            SqlKnowledgeStore(database),
+            index,
+            LearningClient(_Silent(), "aidb"),
+            reader=reader,
         )
+        spool = Spool(tmp_path / "spool")
+        spool.open()
         await service.start()
         nestor: Any = SimpleNamespace(
             settings=small_nestor(tmp_path).settings,
@@ -85,13 +104,14 @@ async def aidb(tmp_path: Path) -> AsyncIterator[Client]:
             service_key=SERVICE_KEY,
             sessions=MemorySessions(),
             aidb=service,
+            spool=spool,
             hold=asyncio.Event(),
         )
         app = create_app(
             "aidb", nestor, routes.handlers(), dependencies=service.dependencies
         )
         async with serving(nestor, app) as running:
-            yield Client(running.port, nestor.keys)
+            yield Client(running.port, nestor.keys, tmp_path / "spool")
         await service.stop()
 
 
@@ -182,3 +202,151 @@ async def test_reading_needs_read_and_writing_needs_service_or_admin(
     reply = await aidb.call("POST", "/documents", key=service, json=document())
     assert reply.status == 201
     assert (await aidb.call("POST", "/context", key=None, json=asked)).status == 401
+
+
+FILE = "/documents/file?project=p&path="
+LATIN = "Das Walroß frißt Muscheln.".encode("latin-1")
+
+
+async def test_a_file_is_sent_as_it_is_and_read_for_what_it_is(aidb: Client) -> None:
+    page = b"<html><body><h1>Tusks</h1><p>The walrus has two.</p></body></html>"
+    made = await aidb.call("PUT", FILE + "a.html", data=page)
+    again = await aidb.call("PUT", FILE + "a.html", data=page)
+    latin = await aidb.call(
+        "PUT",
+        FILE + "b&metadata=%7B%22lang%22%3A%22de%22%7D&collection=best-practices",
+        data=LATIN,
+        headers={"Content-Type": "text/plain; charset=latin-1"},
+    )
+
+    assert (made.status, again.status, latin.status) == (201, 200, 201)
+    assert again.json["unchanged"] is True
+    document = made.json["document"]
+    assert document["media"] == "text/html"
+    assert document["size_bytes"] == len(page)
+    assert document["content_hash"] == hashlib.sha256(page).hexdigest()
+    assert latin.json["document"]["metadata"] == {"lang": "de"}
+    found = await aidb.call("POST", "/context", json={"query": "tusks"})
+    assert "two" in found.json["items"][0]["text"]
+    body = {"query": "Muscheln", "metadata": {"lang": "de"}, "projects": ["p"]}
+    found = await aidb.call("POST", "/search", json=body)
+    assert "Walroß" in found.json["items"][0]["text"]
+    assert list(aidb.spool.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "status", "field"),
+    [
+        (FILE + "a.pdf", b"%PDF-1.7 broken", 400, "content"),
+        (FILE + "a.txt", b"\0\1\2" * 100, 400, "content"),
+        (FILE + "a.txt", b"", 400, "content"),
+        (FILE + "a%0Ab", b"x", 400, "path"),
+        (FILE + "a&metadata=%5B1%5D", b"x", 400, "metadata"),
+        (FILE + "a&collection=else", b"x", 400, "collection"),
+        ("/documents/file?path=a", b"x", 400, None),
+        ("/documents/file?path=a&project=nestor:x", b"x", 400, "project"),
+        (FILE + "a.txt", b"x" * (32 * 1024 * 1024 + 1), 413, None),
+    ],
+)
+async def test_a_file_that_is_none_is_refused_by_name_and_leaves_nothing(
+    aidb: Client, target: str, body: bytes, status: int, field: str | None
+) -> None:
+    reply = await aidb.call("PUT", target, data=io.BytesIO(body))
+
+    assert reply.status == status, reply.json
+    if field is not None:
+        assert [error["field"] for error in reply.json["errors"]] == [field]
+    assert list(aidb.spool.iterdir()) == []
+    assert (await aidb.call("GET", "/documents")).json["counts"]["documents"] == 0
+
+
+async def test_who_leaves_while_sending_a_file_leaves_nothing_behind(
+    aidb: Client,
+) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b"# Half a document\n" * 1000
+        await asyncio.sleep(0.2)
+        raise ConnectionResetError
+
+    with pytest.raises(aiohttp.ClientError):
+        await aidb.call("PUT", FILE + "a.md", data=half())
+    async with asyncio.timeout(5):
+        while list(aidb.spool.iterdir()):
+            await asyncio.sleep(0.02)
+    assert (await aidb.call("GET", "/documents")).json["documents"] == []
+
+
+async def test_documents_are_listed_page_by_page_with_their_hashes(
+    aidb: Client,
+) -> None:
+    items = [
+        document(project=project, path=f"{number}.md")
+        for project in ("p", "q")
+        for number in range(5)
+    ]
+    await aidb.call("POST", "/documents", json={"items": items})
+    seen, after, pages = [], "", 0
+    while True:
+        query = "?limit=3" + (f"&after={after}" if after else "")
+        page = (await aidb.call("GET", f"/documents{query}")).json
+        seen += [(one["project"], one["path"]) for one in page["documents"]]
+        assert all(len(one["content_hash"]) == 64 for one in page["documents"])
+        pages += 1
+        if (after := page["next"]) is None:
+            break
+    assert (pages, len(seen), seen) == (4, 10, sorted(set(seen)))
+    one = (await aidb.call("GET", "/documents?project=q")).json
+    assert {found["project"] for found in one["documents"]} == {"q"}
+    wrong = await aidb.call("GET", "/documents?after=nonsense")
+    assert [error["field"] for error in wrong.json["errors"]] == ["after"]
+
+
+async def test_learned_patterns_are_written_read_found_and_retired(
+    aidb: Client,
+) -> None:
+    skill = {
+        "id": "7e57ab1e-0000-5000-8000-000000000001",
+        "kind": "error-solution",
+        "title": "Port in use",
+        "text": "Stop the other walrus.",
+        "created_at": "2026-01-01T00:00:00Z",
+        "status": "active",
+    }
+    _, read = await aidb.keys.create("r", ["read"])
+    _, service = await aidb.keys.create("v", ["service"])
+    assert (await aidb.call("POST", "/skills", key=read, json=skill)).status == 403
+
+    made = await aidb.call("POST", "/skills", key=service, json=skill)
+    again = await aidb.call("POST", "/skills", key=service, json=skill)
+
+    assert (made.json["changed"], again.json["changed"]) == (True, False)
+    found = await aidb.call("POST", "/context", json={"query": "walrus"})
+    assert [(i["id"], i["kind"]) for i in found.json["items"]] == [
+        (skill["id"], "error-solution")
+    ]
+    target = f"/skills/{skill['id']}"
+    assert (await aidb.call("GET", target, key=read)).json["title"] == "Port in use"
+    listed = (await aidb.call("GET", "/skills", key=read)).json["skills"]
+    assert [one["id"] for one in listed] == [skill["id"]]
+    retired = await aidb.call("POST", f"{target}/retire", key=service)
+    assert retired.json["status"] == "retired"
+    found = await aidb.call("POST", "/context", json={"query": "walrus"})
+    assert found.json["items"] == []
+    assert (await aidb.call("POST", "/skills/nosuch/retire")).status == 404
+    wrong = await aidb.call("POST", "/skills", json={**skill, "title": ""})
+    assert [error["field"] for error in wrong.json["errors"]] == ["title"]
+
+
+async def test_verify_says_that_all_agrees(aidb: Client) -> None:
+    await aidb.call("POST", "/documents", json=document())
+    told = (await aidb.call("POST", "/verify")).json
+    assert (told["consistent"], told["chunks"], told["indexed"]) == (True, 1, 1)
+    assert told["problems"] == []
+
+
+async def test_health_names_each_part_and_when_it_was_seen(aidb: Client) -> None:
+    await aidb.call("POST", "/documents", json=document())
+    told = (await aidb.call("GET", "/health/detailed")).json
+    parts = {one["name"]: one for one in told["details"]["dependencies"]}
+    assert {"database", "index"} <= parts.keys()
+    assert all(one["last_observed"] for one in parts.values())

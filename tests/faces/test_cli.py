@@ -62,7 +62,15 @@ def test_the_version_needs_no_settings_no_http_server_and_no_driver(
             "approve",
         ),
         *("doctor", "demo", "kb", "kb add", "kb search", "kb list", "kb rm"),
-        *("kb reindex", "key", "key create", "key list", "key revoke"),
+        *(
+            "kb verify",
+            "kb reindex",
+            "mcp",
+            "key",
+            "key create",
+            "key list",
+            "key revoke",
+        ),
     ],
 )
 def test_every_help_page_ends_with_an_example(cli: Cli, command: str) -> None:

@@ -148,44 +148,6 @@ def test_inert_spells_out_what_could_act_and_keeps_what_people_write() -> None:
     assert one_line("a\n b" + "c" * 200, 10) == "a bcccccc…"
 
 
-# Knowledge base.
-
-
-def test_kb_add_sends_text_files_in_batches_and_says_what_it_left_out(
-    stack: FakeStack, cli: Cli
-) -> None:
-    docs = cli.cwd / "docs"
-    (docs / ".hidden").mkdir(parents=True)
-    (docs / "sub").mkdir()
-    (docs / ".hidden" / "x.md").write_text("hidden")
-    (docs / "a.md").write_text("# A\n\ntext")
-    (docs / "sub" / "b.txt").write_text("b")
-    (docs / "code.py").write_text("no text")
-    (docs / ".dot.md").write_text("hidden")
-    (docs / "binary.txt").write_bytes(b"\0\1")
-    (docs / "latin.md").write_bytes("Grüße".encode("latin-1"))
-    (docs / "link.md").symlink_to("/etc/passwd")
-    answer = {"items": [{"unchanged": False}, {"unchanged": True}]}
-    stack.says("POST", "/documents", Reply(200, answer))
-    done = cli("kb", "add", "docs")
-    assert done.returncode == 0, done.stderr
-    assert "1 added, 1 unchanged" in done.stdout
-    assert "binary.txt: binary" in done.stdout
-    assert "latin.md: not UTF-8" in done.stdout
-    for counted in ("2 hidden", "1 links", "1 binary", "1 other than .md"):
-        assert counted in done.stdout, counted
-    (asked,) = stack.asked
-    assert asked["body"]["items"] == [
-        {"project": "docs", "path": "a.md", "content": "# A\n\ntext"},
-        {"project": "docs", "path": "sub/b.txt", "content": "b"},
-    ]
-    for number in range(250):
-        (docs / f"n{number}.md").write_text("n" * 10)
-    stack.asked.clear()
-    cli("kb", "add", "docs")
-    assert [len(a["body"]["items"]) for a in stack.asked] == [100, 100, 52]
-
-
 # Ask and keys.
 
 

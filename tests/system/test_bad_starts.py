@@ -98,6 +98,10 @@ def test_a_second_start_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         ({"local_model": "/no/such.gguf"}, ("LOCAL_MODEL", "/no/such.gguf")),
         ({"local_model": "{made}/no.gguf"}, ("LOCAL_MODEL", "not a GGUF")),
         ({"database_url": "mysql://localhost/x"}, ("NESTOR_DATABASE_URL", "sqlite")),
+        (
+            {"database_url": "postgresql://u:changeme@127.0.0.1/x"},
+            ("NESTOR_DATABASE_URL", "placeholder"),
+        ),
         ({"remote_model": "m"}, ("NESTOR_REMOTE_MODEL", "NESTOR_REMOTE_BASE_URL")),
         (
             {"replay_cassette": "/no/such.json", "remote_model": "m"},

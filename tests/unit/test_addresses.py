@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool
+from sqlalchemy import make_url
 from yarl import URL
 
 from nestor.errors import Misconfigured
@@ -104,6 +105,63 @@ def test_redis_urls_that_work_are_taken_and_passwords_never_shown() -> None:
     ):
         taken(redis_url=url)
         BlockingConnectionPool.from_url(url)  # the driver reads it too
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nestor.db", "mysql://u:PASS@h/x", "sqlite://", "POSTGRESQL://u:PASS@h/x"),
+        *("postgresql:u:PASS@h", "postgresql+psycopg://u:PASS@h/x", "postgresql://h"),
+        *("postgresql://u:PASS@h/", "postgresql://u:PASS@h/a/b", "postgresql:///x"),
+        *("postgresql://u:PASS@/x", "postgresql://u:PASS@h:0/x", "postgresql://[::1/x"),
+        *("postgresql://u:PASS@h:99999/x", "postgresql://u:PASS@h:port/x"),
+        *("postgresql://u:a@PASS@h/x", "postgresql://u:a#PASS@h/x"),
+        *("postgresql://u:a/PASS@h/x", "postgresql://u:a?PASS@h/x"),
+        *("postgresql://u:PASS@a,b/x", "postgresql://u:a PASS@h/x"),
+        *("postgresql://u:a\\PASS@h/x", "postgresql://u:PASS@h/x?password=PASS"),
+        *("postgresql://u@h/x?options=-c%20a", "postgresql://u@h/x?connect_timeout=0"),
+        *("postgresql://u@h/x?host=/run", "postgresql://u@/x?host=other"),
+        *("postgresql://u@/x?host=/a&host=/b", "postgresql://u@h/x?sslmode"),
+    ],
+)
+def test_a_database_url_names_a_file_or_a_server(url: str) -> None:
+    said = refused(database_url=url.replace("PASS", PASSWORD))
+    assert said.startswith("NESTOR_DATABASE_URL: ")
+    assert PASSWORD not in said
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says was held above
+        network.refuse_database_url(url.replace("PASS", PASSWORD))
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "shown"),
+    [
+        ("postgresql://h/x", "h", "postgresql://h/x"),
+        ("postgres://u:PASS@h:5433/x", "h", "postgresql://u:***@h:5433/x"),
+        ("postgresql://u:PASS@[::1]/x", "::1", "postgresql://u:***@[::1]/x"),
+        ("postgresql://u%40a:PASS@h/x", "h", "postgresql://u%40a:***@h/x"),
+        (
+            "postgresql://u:PASS@:5433/x?host=/run/postgresql",
+            None,
+            "postgresql://u:***@:5433/x?host=/run/postgresql",
+        ),
+        (
+            "postgresql://u:PASS@h/x?sslmode=verify-full&sslrootcert=/ca.pem",
+            "h",
+            "postgresql://u:***@h/x?sslmode=verify-full&sslrootcert=/ca.pem",
+        ),
+    ],
+)
+def test_database_urls_that_work_are_taken_and_passwords_never_shown(
+    url: str, host: str | None, shown: str
+) -> None:
+    settings = taken(database_url=url.replace("PASS", f"{PASSWORD}%40%23"))
+    assert PASSWORD not in repr(settings)
+    read = make_url(settings.database)  # the driver reads it too
+    assert (read.drivername, read.host, read.database) == ("postgresql", host, "x")
+    if "PASS" in url:
+        assert read.password == f"{PASSWORD}@#"
+    assert network.without_password(settings.database) == shown
 
 
 ODD_URLS = {

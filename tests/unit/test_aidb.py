@@ -3,161 +3,26 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.unit.aidb_world import WALRUS, World, sections
 
 from nestor.aidb.cache import cache_key
-from nestor.aidb.service import INDEX_DOWN, INDEX_REFILLING, Aidb
-from nestor.backends.qdrant.edge import QdrantEdgeIndex
-from nestor.backends.sql.database import Database
-from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
+from nestor.aidb.finder import INDEX_DOWN, INDEX_REFILLING, SQL_DOWN
 from nestor.errors import InvalidInput, NotFound, TooLarge, Unavailable
-from nestor.model.event import CONTEXT_RETRIEVED, DOCUMENT_ADDED, Event
+from nestor.model.event import CONTEXT_RETRIEVED, DOCUMENT_ADDED
 from nestor.model.health import HealthStatus
 from nestor.model.ids import derived_id
 from nestor.model.knowledge import (
-    Chunk,
     Collection,
     ContextRequest,
     ContextResult,
-    Document,
-    Hit,
     NewDocument,
 )
-from nestor.telemetry.learning_client import LearningClient
-
-NOW = datetime(2026, 1, 2, tzinfo=UTC)
-WALRUS = "# Animals\n\n## Walrus\n\nThe walrus sleeps on ice and eats clams.\n"
-
-
-def sections(count: int) -> str:
-    return "\n\n".join(
-        f"## Part {n}\n\nThe walrus w{n} sleeps. " + "Ice and clams. " * 20
-        for n in range(count)
-    )
-
-
-class Events:
-    """An event log that can be read back."""
-
-    def __init__(self) -> None:
-        self.all: list[Event] = []
-
-    def append(self, events: Sequence[Event]) -> None:
-        self.all += events
-
-    @property
-    def buffered(self) -> int:
-        return 0
-
-    def seen(self, ids: frozenset[str]) -> frozenset[str]:
-        return ids & {event.id for event in self.all}
-
-    def close(self) -> None:
-        pass
-
-    def of(self, event_type: str) -> list[Event]:
-        return [event for event in self.all if event.event_type == event_type]
-
-
-class Switched:
-    """The real index behind a switch that cuts it off, as an outage does."""
-
-    def __init__(self, index: QdrantEdgeIndex) -> None:
-        self._index = index
-        self.down = False
-        self.searches = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def _reach(self) -> QdrantEdgeIndex:
-        if self.down:
-            raise Unavailable("the index is switched off")
-        return self._index
-
-    async def upsert(self, chunks: Sequence[tuple[Chunk, Document]]) -> None:
-        await (await self._reach()).upsert(chunks)
-
-    async def remove(self, chunk_ids: Sequence[str]) -> None:
-        await (await self._reach()).remove(chunk_ids)
-
-    async def search(
-        self, query: str, *, limit: int, collections: Sequence[Collection] | None = None
-    ) -> list[Hit]:
-        self.searches += 1
-        await self.gate.wait()
-        index = await self._reach()
-        return await index.search(query, limit=limit, collections=collections)
-
-    async def count(self) -> int:
-        return await (await self._reach()).count()
-
-    async def clear(self) -> None:
-        await (await self._reach()).clear()
-
-    async def close(self) -> None:
-        await self._index.close()
-
-
-class World:
-    """One AIDB and what it stands on."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.events = Events()
-        self._stack = AsyncExitStack()
-
-    async def open(self, **how: Any) -> "World":
-        database = await self._stack.enter_async_context(
-            Database.open(f"sqlite:///{self.home}/n.db")
-        )
-        self.store = SqlKnowledgeStore(database)
-        index = await self._stack.enter_async_context(
-            await QdrantEdgeIndex.open(self.home / "qdrant")
-        )
-        self.index = Switched(index)
-        learning = LearningClient(self.events, "aidb", clock=lambda: NOW)
-        self.aidb = Aidb(
-            self.store,
-            self.index,
-            learning,
-            clock=lambda: NOW,
-            retry_s=0.02,
-            **how,
-        )
-        self._stack.push_async_callback(self.aidb.stop)
-        return self
-
-    async def close(self) -> None:
-        await self._stack.aclose()
-        self._stack = AsyncExitStack()
-
-    async def add(self, path: str, content: str, **how: Any) -> Document:
-        new = NewDocument(project="p", path=path, content=content, **how)
-        return (await self.aidb.add(new)).document
-
-    async def ask(self, query: str, **how: Any) -> ContextResult:
-        return await self.aidb.get_context(ContextRequest(query=query, **how))
-
-    async def sources(self, query: str, **how: Any) -> list[str]:
-        return [item.source for item in (await self.ask(query, **how)).items]
-
-    async def healed(self) -> None:
-        """Wait until SQL and index agree and nothing is degraded."""
-        async with asyncio.timeout(20):
-            while True:
-                counts = await self.store.counts()
-                degraded = (await self.ask("walrus")).degraded
-                if not counts.waiting and not counts.removed and not degraded:
-                    break
-                await asyncio.sleep(0.01)
-        assert await self.index.count() == counts.chunks
 
 
 @pytest.fixture
@@ -183,6 +48,8 @@ async def test_context_comes_with_its_source(world: World) -> None:
         "heading": "Animals > Walrus",
         "start": 0,
         "end": len(WALRUS) - 1,
+        "first_line": 1,
+        "last_line": 5,
         "collection": "codebase-context",
     }
     assert item.text == WALRUS[:-1]
@@ -246,7 +113,7 @@ async def test_an_edit_and_a_deletion_are_seen_at_once(world: World) -> None:
     assert await world.sources("otter") == []
     assert await world.index.count() == 0
     with pytest.raises(NotFound):
-        await world.aidb.get(document.id)
+        await world.aidb.documents.get(document.id)
 
 
 async def test_an_edit_elsewhere_leaves_a_chunk_and_its_place_in_the_index(
@@ -292,7 +159,7 @@ async def test_what_waits_for_the_index_is_found_and_not_cached(world: World) ->
     await world.add("a.md", sections(60))
     world.index.down = True
     await world.add("new.md", "Clams: the walrus with the golden tusk eats them.\n")
-    world.index.down = False
+    await world.back()
 
     for _ in range(2):
         result = await world.ask("walrus golden tusk clams", limit=3)
@@ -316,20 +183,35 @@ async def test_a_removed_chunk_does_not_come_back_from_an_index_that_was_down(
     assert await world.index.count() == 0
 
 
-async def test_nothing_answers_when_sql_is_gone(world: World) -> None:
+async def test_the_index_answers_when_sql_is_gone_and_nothing_when_both_are(
+    world: World,
+) -> None:
     await world.add("a.md", WALRUS)
-    (world.home / "n.db").unlink()
+    (world.home / "n.db").rename(world.home / "elsewhere")
     for name in ("n.db-wal", "n.db-shm"):
         (world.home / name).unlink(missing_ok=True)
     (world.home / "n.db").mkdir()
     await world.store._database._engine.dispose()
 
-    with pytest.raises(Unavailable):
-        await world.ask("walrus")
+    result = await world.ask("walrus")
+    again = await world.ask("walrus")
 
+    assert result.degraded == [SQL_DOWN]
+    assert [item.source for item in result.items] == ["p/a.md#Animals > Walrus"]
+    assert not again.cached
     database, _ = await world.aidb.dependencies()
     assert database.status is HealthStatus.UNHEALTHY
     assert database.required
+    world.index.down = True
+    with pytest.raises(Unavailable):
+        await world.ask("walrus")
+
+    (world.home / "n.db").rmdir()
+    (world.home / "elsewhere").rename(world.home / "n.db")
+    await world.back()
+    assert (await world.ask("walrus")).degraded == []
+    database, _ = await world.aidb.dependencies()
+    assert database.status is HealthStatus.HEALTHY
 
 
 def _all_garbage(folder: Path) -> None:
@@ -339,7 +221,8 @@ def _all_garbage(folder: Path) -> None:
 
 
 def _engine_garbage(folder: Path) -> None:
-    _all_garbage(folder / "shard")
+    for generation in folder.glob("generation-*"):
+        _all_garbage(generation)
 
 
 def _points_lost(folder: Path) -> None:
@@ -392,7 +275,7 @@ async def test_an_index_damaged_while_running_heals_too(world: World) -> None:
 async def test_reindex_fills_an_index_that_knows_nothing(world: World) -> None:
     await world.add("a.md", WALRUS)
     await world.add("b.md", "An otter.\n")
-    await world.index.clear()
+    await world.index.clear(None)
     assert await world.sources("walrus") == []
 
     assert await world.aidb.reindex() == 2
@@ -423,7 +306,7 @@ async def test_a_degraded_answer_is_not_kept(world: World) -> None:
     await world.add("a.md", WALRUS)
     world.index.down = True
     assert (await world.ask("walrus")).degraded
-    world.index.down = False
+    await world.back()
 
     result = await world.ask("walrus")
 
@@ -478,7 +361,7 @@ def test_the_key_is_the_same_in_every_process_and_follows_the_version() -> None:
         msgspec.structs.replace(request, collections=shelves), 7
     ) == cache_key(msgspec.structs.replace(request, collections=shelves[::-1]), 7)
     assert cache_key(ContextRequest(query="walrus"), 7) == (
-        "ffe5cbc7ff578366ee31aaef666334680b756fdc960dd2ab942f2d278016a36f"
+        "996270d4b8a09faf24fd16c02a135c9aab20b8e505c3f3e50c9535437833c768"
     )
 
 
@@ -590,7 +473,7 @@ async def test_a_document_that_is_no_text_is_refused_whole(
     with pytest.raises(InvalidInput) as caught:
         await world.aidb.add_all([NewDocument(**good), bad])  # type: ignore[arg-type]
     assert [error.field for error in caught.value.errors] == [f"items.1.{field}"]
-    assert await world.aidb.all() == []
+    assert await world.aidb.documents.page() == ([], None)
 
 
 async def test_a_document_over_the_limit_is_too_large(world: World) -> None:

@@ -1,12 +1,14 @@
 """Chunking: exact spans, whole structure, any text."""
 
+import re
 import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nestor.aidb.chunk import LIMIT, Piece, chunk, is_markdown
+from nestor.backends.documents.blocks import LIMIT
+from nestor.backends.documents.chunk import chunk, is_markdown
 
 MARKDOWN = st.lists(
     st.one_of(
@@ -57,6 +59,10 @@ def test_spans_are_exact_ordered_bounded_and_cover_all_that_is_not_blank(
         assert content[piece.start : piece.end] == piece.text
         assert 0 < len(piece.text) <= limit
         assert piece.start >= position
+        before = re.split("\r\n|\r|\n", content[: piece.start])
+        inside = re.split("\r\n|\r|\n", piece.text)
+        assert piece.first_line == len(before)
+        assert piece.last_line == piece.first_line + len(inside) - 1
         assert all(_blank(char) for char in content[position : piece.start])
         position = piece.end
     assert all(_blank(char) for char in content[position:])
@@ -127,7 +133,9 @@ def test_front_matter_is_one_piece_without_headings() -> None:
 
 
 def test_plain_text_has_no_headings() -> None:
-    assert chunk("# A\n\nx\n", markdown=False) == [Piece("", "# A\n\nx", 0, 6)]
+    (piece,) = chunk("# A\n\nx\n", markdown=False)
+
+    assert (piece.heading, piece.text, piece.start, piece.end) == ("", "# A\n\nx", 0, 6)
 
 
 def test_long_prose_is_cut_after_a_sentence() -> None:
@@ -149,15 +157,61 @@ def test_only_markdown_names_are_markdown() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["# a\n", "# a\nb\n\n", "\n", "`", "```\n", " \n", "a.b ", "-\n", "  "]
+    "unit",
+    [
+        *("# a\n", "# a\nb\n\n", "\n", "`", "```\n", " \n", "a.b ", "-\n", "  "),
+        *("---\n", "a\n---\n", "=\n", "\r", "\f", "#", "~", "---", "\u3000", "x"),
+    ],
 )
+@pytest.mark.parametrize("start", ["", "# ", "---\n", "long " * 400 + "\n", "```\n"])
 def test_a_hostile_text_costs_linear_time_and_a_bounded_number_of_pieces(
-    unit: str,
+    unit: str, start: str
 ) -> None:
-    content = unit * (2_000_000 // len(unit))
+    content = start + unit * (300_000 // len(unit)) + "x"
+    started = time.process_time()
+
+    pieces = chunk(content, markdown=True)
+
+    assert time.process_time() - started < 5
+    assert len(pieces) <= 50_000
+
+
+def test_a_paragraph_is_not_looked_at_again_at_each_of_its_lines() -> None:
+    content = "long " * 400 + "\n" + "---\n" * 400_000
+    started = time.process_time()
+
+    pieces = chunk(content, markdown=True)
+
+    assert time.process_time() - started < 6
+    assert {piece.heading for piece in pieces} == {""}
+
+
+def test_blanks_before_a_paragraph_are_looked_at_once() -> None:
+    content = ("\f" * 20_000 + "x\n\n") * 400
     started = time.process_time()
 
     pieces = chunk(content, markdown=True)
 
     assert time.process_time() - started < 10
-    assert len(pieces) <= 50_000
+    assert sum(piece.text.count("x") for piece in pieces) == 400
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        ("# A", "A"),
+        ("# A #", "A"),
+        ("#\tA ###  ", "A"),
+        ("# A#", "A#"),
+        ("# #", ""),
+        ("#A", None),
+        ("    # A", None),
+        ("####### A", None),
+        ("# " + "A " * 600, None),
+    ],
+)
+def test_a_line_is_a_heading_or_not(line: str, heading: str | None) -> None:
+    (piece,) = chunk(f"# Top\n\n{line}\n\nx\n", markdown=True, limit=3_000)[-1:]
+
+    expected = "Top" if heading is None else heading
+    assert piece.heading == expected

@@ -63,7 +63,7 @@ def test_a_folder_in_the_place_of_the_file_is_said() -> None:
         (
             "DATABASE_URL",
             "postgresql+psycopg://a:hunter22@b/c",
-            "NESTOR_DATABASE_URL: PostgreSQL is not supported yet; use sqlite:///PATH",
+            "NESTOR_DATABASE_URL: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
         ),
         ("DATABASE_URL", "nestor.db", "NESTOR_DATABASE_URL: not a database that"),
         ("LOCAL_MODEL", "m", "NESTOR_LOCAL_MODEL needs NESTOR_LOCAL_BASE_URL"),
@@ -85,6 +85,28 @@ def test_a_long_key_and_a_sqlite_url_are_taken(
 ) -> None:
     monkeypatch.setenv("NESTOR_API_KEY", "k3yofTheseTests-")
     monkeypatch.setenv("NESTOR_DATABASE_URL", "sqlite:////data/nestor.db")
+    assert Settings.load().database == "sqlite:////data/nestor.db"
+
+
+def test_a_database_url_may_stand_in_a_file_that_only_its_owner_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "postgresql://u:fQ8zB1nV0sT4@h/x"
+    Path("url").write_text(url + "\n")
+    monkeypatch.setenv("NESTOR_DATABASE_URL_FILE", "url")
+    Path("url").chmod(0o644)
+    assert said().startswith("NESTOR_DATABASE_URL_FILE: ")
+    Path("url").chmod(0o600)
+    assert Settings.load().database == url
+    assert Settings.origins()["database_url"] == "NESTOR_DATABASE_URL_FILE"
+
+
+def test_a_password_in_the_file_of_settings_needs_a_closed_file() -> None:
+    Path("nestor.toml").write_text("database_url = 'postgresql://u:fQ8zB1nV0sT4@h/x'")
+    Path("nestor.toml").chmod(0o644)
+    assert said().startswith("nestor.toml: database_url: ")
+    assert "fQ8zB1nV0sT4" not in said()
+    Path("nestor.toml").write_text("database_url = 'sqlite:////data/nestor.db'")
     assert Settings.load().database == "sqlite:////data/nestor.db"
 
 

@@ -2,29 +2,38 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 
-from nestor.aidb import assemble, ingest
+from nestor.aidb import assemble
 from nestor.aidb.cache import ContextCache, cache_key
+from nestor.aidb.canary import Canary
+from nestor.aidb.documents import Documents
+from nestor.aidb.embedding_worker import EmbeddingWorker
 from nestor.aidb.extract import answer_by_extraction
+from nestor.aidb.finder import INDEX_REFILLING, LEGS, REDIS_DOWN, Finder, Found
+from nestor.aidb.freshness import Freshness
 from nestor.aidb.index_keeper import IndexKeeper
-from nestor.aidb.watch import Watch
+from nestor.aidb.skills import Skills
+from nestor.aidb.verify import Verified, Verifier
+from nestor.aidb.watch import HOLD_S, Watch
 from nestor.errors import InvalidInput, Unavailable
-from nestor.model.event import CONTEXT_RETRIEVED, DOCUMENT_ADDED
+from nestor.model.event import CONTEXT_RETRIEVED
 from nestor.model.health import Dependency
 from nestor.model.ids import derived_id
 from nestor.model.knowledge import (
     Added,
-    Collection,
     ContextItem,
     ContextRequest,
     ContextResult,
-    Document,
-    Hit,
     NewDocument,
+    Where,
 )
+from nestor.ports.answer_cache import AnswerCache
+from nestor.ports.document_reader import DocumentReader
+from nestor.ports.embedder import Embedder
 from nestor.ports.knowledge_store import KnowledgeCounts, KnowledgeStore
 from nestor.ports.search_index import SearchIndex
 from nestor.telemetry import metrics
@@ -33,11 +42,8 @@ from nestor.telemetry.learning_client import LearningClient
 MAX_QUERY = 8_000
 """Characters of a query that are searched for; the rest is cut off."""
 MAX_LIMIT = 50
-_IN_THREAD = 64 * 1024
-"""Texts longer than this (characters) are cut into chunks beside the event loop."""
-LEGS = ("fused", "bm25", "fulltext")
-INDEX_DOWN = "index: full-text search in SQL used"
-INDEX_REFILLING = "index: being refilled; full-text search in SQL used as well"
+CANARY_S = 300.0
+_LOOK_S = 0.5
 
 
 def _now() -> datetime:
@@ -48,8 +54,9 @@ class Aidb:
     """The knowledge base: ``ports.KnowledgeBase``, and everything that fills it.
 
     SQL is the truth. The index answers first; what waits for it is found by full-text
-    search in SQL, as is everything while it does not answer. Methods raise
-    ``Unavailable`` when SQL does not answer.
+    search in SQL, as is everything while it does not answer. While SQL does not answer,
+    the index does. ``degraded`` of an answer names each part that was missing. Methods
+    raise ``Unavailable`` when nothing that could serve them answers.
     """
 
     def __init__(
@@ -58,28 +65,96 @@ class Aidb:
         index: SearchIndex,
         learning: LearningClient,
         *,
+        reader: DocumentReader,
+        embedder: Embedder | None = None,
+        shared: AnswerCache | None = None,
+        space: str = "",
         cache_size: int = 1024,
         clock: Callable[[], datetime] = _now,
         retry_s: float = 0.5,
+        canary_s: float = CANARY_S,
     ) -> None:
+        """``shared``: a cache of several processes; ``space`` tells this base from others in it.
+
+        ``canary_s`` 0: nothing of its own is written and looked for. What is handed in
+        stays its opener's to close.
+        """
         self._store = store
-        self._index = index
         self._learning = learning
-        self._clock = clock
-        self._cache = ContextCache(cache_size)
-        self._sql = Watch("database", clock, required=True)
-        self._seen = Watch("index", clock, required=False)
-        self._keeper = IndexKeeper(
-            store, index, sql=self._sql, index_watch=self._seen, retry_s=retry_s
+        self._space = space
+        self._cache = ContextCache(cache_size, shared=shared)
+        hold_s = min(retry_s, HOLD_S)
+        self._sql = Watch("database", clock, required=True, hold_s=hold_s)
+        self._seen = Watch("index", clock, required=False, hold_s=hold_s)
+        self._embedding = Watch("embedder", clock, required=False, hold_s=hold_s)
+        self._fresh = Freshness(lambda: self._sql.run(store.version()))
+        self.keeper = IndexKeeper(
+            store,
+            index,
+            sql=self._sql,
+            index_watch=self._seen,
+            changed=self._fresh.changed,
+            retry_s=retry_s,
         )
+        self._worker = None
+        if embedder is not None:
+            self._worker = EmbeddingWorker(
+                store,
+                embedder,
+                self.keeper,
+                sql=self._sql,
+                watch=self._embedding,
+                retry_s=retry_s,
+            )
+        self._finder = Finder(
+            store,
+            index,
+            embedder,
+            keeper=self.keeper,
+            fresh=self._fresh,
+            sql=self._sql,
+            index_watch=self._seen,
+            embedder_watch=self._embedding,
+        )
+        self.documents = Documents(
+            store, reader, learning, sql=self._sql, written=self._written, clock=clock
+        )
+        self.skills = Skills(store, sql=self._sql, written=self._written, clock=clock)
+        self.canary = Canary(
+            store,
+            self._finder,
+            sql=self._sql,
+            written=self._written,
+            clock=clock,
+            every_s=canary_s,
+        )
+        self._verifier = Verifier(
+            store, index, self.keeper, sql=self._sql, index_watch=self._seen
+        )
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Look whether the index fits SQL, and keep it so until ``stop``."""
-        await self._keeper.start()
+        await self.keeper.start()
+        with suppress(Unavailable):  # noted by the watch
+            await self.skills.reconcile()
+            await self.canary.find_own()
+        if self._worker is not None:
+            self._worker.start()
+        await self._cache.look()
+        self.canary.start()
+        self._looking = asyncio.create_task(self._look(), name="aidb-look")
 
     async def stop(self) -> None:
         """End the background work. Store and index stay open: their opener closes them."""
-        await self._keeper.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+        await self.canary.stop()
+        if self._worker is not None:
+            await self._worker.stop()
+        await self.keeper.stop()
 
     async def get_context(self, request: ContextRequest) -> ContextResult:
         """Return the best items that say different things, within the budget.
@@ -89,11 +164,14 @@ class Aidb:
         both are given, so that a repeated call tells the same thing.
         """
         wanted = _checked(request)
-        version = await self._sql.run(self._store.version())
-        result, cached = await self._cache.get(
-            cache_key(wanted, version), lambda: self._find(wanted)
-        )
-        result = msgspec.structs.replace(result, cached=cached)
+        version = await self._finder.version()
+        # Without a version nothing is kept, nor found; who asks at once still shares.
+        key = cache_key(wanted, -1 if version is None else version, self._whose())
+        result, cached = await self._cache.get(key, lambda: self._find(wanted, version))
+        degraded = result.degraded
+        if self._cache.shared_is_away:
+            degraded = [*degraded, REDIS_DOWN]
+        result = msgspec.structs.replace(result, cached=cached, degraded=degraded)
         self._tell(wanted, result)
         return result
 
@@ -102,153 +180,129 @@ class Aidb:
         query: str,
         *,
         limit: int = 10,
-        collections: Sequence[Collection] | None = None,
+        where: Where | None = None,
         leg: str = "fused",
     ) -> ContextResult:
         """Return raw hits: no diversity, no budget, no cache, no event.
 
-        ``leg``: ``bm25`` (the index alone, ``Unavailable`` when it is down),
-        ``fulltext`` (SQL alone), or ``fused``, as ``get_context`` searches.
+        ``leg``: ``bm25`` or ``dense`` (the index alone, by words or by vectors),
+        ``fulltext`` (SQL alone), each ``Unavailable`` when it does not answer; or
+        ``fused``, as ``get_context`` searches.
+        """
+        wanted = _checked(ContextRequest(query=query, limit=limit))
+        where = where or Where()
+        # One may be of the canary.
+        found = await self.hits(wanted.query, limit=limit + 1, where=where, leg=leg)
+        hits = found.hits[: limit + 1]
+        texts = await self._finder.texts(hits, found)
+        items = assemble.items(hits, texts, where)
+        return ContextResult(items=items[:limit], degraded=found.degraded)
+
+    async def hits(
+        self, query: str, *, limit: int, where: Where | None = None, leg: str = "fused"
+    ) -> Found:
+        """Return which chunks a search finds, without their texts and without a bound.
+
+        ``leg`` as in ``search``. At least ``limit`` where there are so many.
         """
         if leg not in LEGS:
             raise InvalidInput.at("leg", f"not one of {', '.join(LEGS)}")
-        shelves = None if collections is None else list(collections)
-        wanted = _checked(ContextRequest(query=query, limit=limit, collections=shelves))
-        degraded: list[str] = []
-        if leg == "bm25":
-            hits = await self._indexed(wanted, limit)
-        elif leg == "fulltext":
-            hits = await self._full_text(wanted, limit)
-        else:
-            hits, degraded, _ = await self._hits(wanted, limit)
-        items = await self._items(hits, wanted.collections)
-        return ContextResult(items=items[:limit], degraded=degraded)
+        text = _checked(ContextRequest(query=query)).query
+        where = where or Where()
+        if leg == "fused":
+            version = await self._finder.version()
+            return await self._finder.find(text, limit, where, version=version)
+        hits = await self._finder.leg(leg, text, limit, where)
+        return Found(hits, [], complete=True)
 
     def extract(self, query: str, items: Sequence[ContextItem]) -> str:
         """Answer by quoting ``items`` with marks and sources; needs no model."""
         return answer_by_extraction(query, items)
 
     async def add(self, new: NewDocument) -> Added:
-        """Remember a text, replacing what stood at its project and path.
-
-        Durable when it returns, and found by the next ``get_context``. The same content,
-        collection and metadata again changes nothing. Raises ``InvalidInput``, or
-        ``TooLarge`` over 32 MiB.
-        """
-        ingest.check(new)
-        return await self._add(new)
+        """See ``Documents.add``."""
+        return await self.documents.add(new)
 
     async def add_all(self, items: Sequence[NewDocument]) -> list[Added]:
-        """Remember several. All are checked before the first is stored."""
-        ingest.check_all(items)
-        return [await self._add(new) for new in items]
+        """See ``Documents.add_all``."""
+        return await self.documents.add_all(items)
 
     async def delete(self, document_id: str) -> None:
-        """Forget a document. Raises ``NotFound``."""
-        await self._sql.run(self._store.delete(document_id))
-        await self._keeper.settle()
-
-    async def get(self, document_id: str) -> Document:
-        """Read a document. Raises ``NotFound``."""
-        return await self._sql.run(self._store.get(document_id))
-
-    async def all(self, *, limit: int = 1000) -> list[Document]:
-        """Read documents by project and path."""
-        return await self._sql.run(self._store.all(limit=limit))
+        """See ``Documents.delete``."""
+        await self.documents.delete(document_id)
 
     async def counts(self) -> KnowledgeCounts:
-        """Count documents, chunks, and what waits for the index."""
+        """Count documents, chunks, and what waits for the index; the canary is not counted."""
         counts = await self._sql.run(self._store.counts())
+        if self.canary.chunk is not None:
+            counts = msgspec.structs.replace(
+                counts, documents=counts.documents - 1, chunks=counts.chunks - 1
+            )
         metrics.KB_CHUNKS.labels(state="pending").set(counts.waiting)
         metrics.KB_CHUNKS.labels(state="indexed").set(counts.chunks - counts.waiting)
         return counts
 
     async def reindex(self) -> int:
-        """Empty the index and fill it from SQL; returns how many chunks it got."""
-        return await self._keeper.rebuild()
+        """Fill a new index from SQL while the old one answers; returns how many chunks it got."""
+        filled = await self.keeper.rebuild()
+        return filled - (self.canary.chunk is not None)
+
+    async def verify(self) -> Verified:
+        """Compare SQL, the index and the vectors."""
+        return await self._verifier.verify(self.keeper.wanted)
 
     async def dependencies(self) -> list[Dependency]:
-        """Report what was last seen of the database and the index; asks neither."""
-        note = INDEX_REFILLING if self._keeper.healing else ""
-        return [self._sql.dependency(), self._seen.dependency(note)]
+        """Report what was last seen of each part; asks none."""
+        note = INDEX_REFILLING if self.keeper.healing else ""
+        found = [self._sql.dependency(), self._seen.dependency(note)]
+        if self._worker is not None:
+            wanted, stamp = self.keeper.wanted, self.keeper.stamp
+            other = wanted is not None and stamp != wanted
+            note = "vectors are being made for another model" if other else ""
+            found.append(self._embedding.dependency(note))
+        return [*found, *self._cache.dependencies(), *self.canary.dependencies()]
 
-    async def _add(self, new: NewDocument) -> Added:
-        known = await self._sql.run(self._store.find(new.project, new.path))
-        if known is not None and _same(known, new):
-            return Added(document=known, unchanged=True)
-        if len(new.content) > _IN_THREAD:
-            prepared = await asyncio.to_thread(ingest.prepare, new, self._clock())
-        else:
-            prepared = ingest.prepare(new, self._clock())
-        document, chunks = prepared
-        await self._sql.run(self._store.put(document, new.content, chunks))
-        await self._keeper.settle()
-        self._learning.log_event(
-            DOCUMENT_ADDED,
-            {
-                "document_id": document.id,
-                "project": document.project,
-                "path": document.path,
-                "collection": str(document.collection),
-                "chunks": document.chunks,
-            },
+    async def _written(self) -> None:
+        self._fresh.changed()
+        await self.keeper.settle()
+        if self._worker is not None:
+            self._worker.wake()
+
+    def _whose(self) -> str:
+        """Which base, whose vectors: answers of another are none of these."""
+        stamp = self.keeper.stamp
+        chunk = self.canary.chunk
+        vectors = stamp.id if self._worker is not None and stamp is not None else ""
+        return f"{self._space}|{chunk.id if chunk else ''}|{vectors}"
+
+    async def _find(
+        self, wanted: ContextRequest, version: int | None
+    ) -> tuple[ContextResult, bool]:
+        where = Where(
+            collections=wanted.collections,
+            projects=wanted.projects,
+            path_prefix=wanted.path_prefix,
+            metadata=wanted.metadata,
         )
-        return Added(document=document, unchanged=False)
-
-    async def _find(self, wanted: ContextRequest) -> tuple[ContextResult, bool]:
-        hits, degraded, complete = await self._hits(wanted, 4 * wanted.limit + 20)
-        candidates = await self._items(hits, wanted.collections)
-        items = assemble.within(
-            assemble.diverse(candidates, wanted.limit), wanted.token_budget
+        found = await self._finder.find(
+            wanted.query, 4 * wanted.limit + 20, where, version=version
         )
-        result = ContextResult(items=items, degraded=degraded)
-        return result, complete and not degraded
-
-    async def _hits(
-        self, wanted: ContextRequest, limit: int
-    ) -> tuple[list[Hit], list[str], bool]:
-        """Search; also says what was missing, and whether the index alone answered.
-
-        What waits is looked up before the index is asked: what has left the queue by
-        then stands in the index.
-        """
-        waiting = bool(await self._sql.run(self._store.unindexed(limit=1)))
-        try:
-            indexed = await self._indexed(wanted, limit)
-        except Unavailable as error:
-            self._keeper.failed(error)
-            return await self._full_text(wanted, limit), [INDEX_DOWN], False
-        degraded = [INDEX_REFILLING] if self._keeper.healing else []
-        if not waiting and not degraded:
-            return indexed, degraded, True
-        hits = assemble.fuse(indexed, await self._full_text(wanted, limit))
-        return hits, degraded, False
-
-    async def _indexed(self, wanted: ContextRequest, limit: int) -> list[Hit]:
-        return await self._seen.run(
-            self._index.search(
-                wanted.query, limit=limit, collections=wanted.collections
-            )
-        )
-
-    async def _full_text(self, wanted: ContextRequest, limit: int) -> list[Hit]:
-        return await self._sql.run(
-            self._store.search(
-                wanted.query, limit=limit, collections=wanted.collections
-            )
-        )
-
-    async def _items(
-        self, hits: Sequence[Hit], collections: Sequence[Collection] | None
-    ) -> list[ContextItem]:
-        found = await self._sql.run(self._store.chunks([hit.chunk_id for hit in hits]))
-        return assemble.items(hits, found, collections)
+        hits = found.hits[: 4 * wanted.limit + 20]
+        candidates = assemble.items(hits, await self._finder.texts(hits, found), where)
+        only_learned = assemble.only_learned(wanted.collections)
+        learned = wanted.limit if only_learned else assemble.MAX_LEARNED
+        chosen = assemble.diverse(candidates, wanted.limit, learned=learned)
+        items = assemble.within(chosen, wanted.token_budget)
+        keep = found.complete and version is not None
+        return ContextResult(items=items, degraded=found.degraded), keep
 
     def _tell(self, wanted: ContextRequest, result: ContextResult) -> None:
         metrics.CONTEXT_REQUESTS.labels(
             cached=metrics.flag(result.cached),
             degraded=metrics.flag(bool(result.degraded)),
         ).inc()
+        for line in result.degraded:
+            metrics.KB_DEGRADED.labels(part=line.partition(":")[0]).inc()
         event_id = None
         if wanted.task_id is not None and wanted.iteration is not None:
             event_id = derived_id(wanted.task_id, wanted.iteration, CONTEXT_RETRIEVED)
@@ -265,13 +319,11 @@ class Aidb:
             event_id=event_id,
         )
 
-
-def _same(known: Document, new: NewDocument) -> bool:
-    return (
-        known.content_hash == ingest.content_hash(new.content)
-        and known.collection == new.collection
-        and known.metadata == new.metadata
-    )
+    async def _look(self) -> None:
+        """Ask the shared cache now and then whether it is there."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self._cache.look()
 
 
 def _checked(request: ContextRequest) -> ContextRequest:

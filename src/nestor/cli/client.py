@@ -101,14 +101,27 @@ class Stack:
         *,
         query: Mapping[str, object] | None = None,
         body: Any = None,
+        raw_body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
     ) -> Any:
-        """Make one call and return its decoded JSON (text, for another content type)."""
+        """Make one call and return its decoded JSON (text, for another content type).
+
+        ``body`` is sent as JSON, ``raw_body`` as it is.
+        """
         given = {k: str(v) for k, v in (query or {}).items() if v is not None}
         target = f"{path}?{urlencode(given)}" if given else path
         connection = self._connect(layer, timeout_s)
         try:
-            reply = self._send(connection, layer, method, target, body=body)
+            reply = self._send(
+                connection,
+                layer,
+                method,
+                target,
+                body=body,
+                raw_body=raw_body,
+                headers=headers,
+            )
             try:
                 raw = reply.read(REPLY_LIMIT_BYTES + 1)
             except (OSError, http.client.HTTPException) as error:
@@ -215,15 +228,19 @@ class Stack:
         target: str,
         *,
         body: Any = None,
+        raw_body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        sent = {"Accept": "application/json", **(headers or {})}
+        sent = {"Accept": "application/json"}
         if self._key:
             sent["Authorization"] = f"Bearer {self._key}"
-        content = None
+        content = raw_body
+        if raw_body is not None:
+            sent["Content-Type"] = "application/octet-stream"
         if body is not None:
             content = json.dumps(body, ensure_ascii=True).encode()
             sent["Content-Type"] = "application/json"
+        sent |= headers or {}
         try:
             connection.request(method, target, body=content, headers=sent)
             return connection.getresponse()

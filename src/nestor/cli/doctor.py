@@ -34,7 +34,7 @@ from nestor.cli.client import (
 from nestor.cli.inert import one_line
 from nestor.cli.render import Screen, print_json
 from nestor.errors import NestorError
-from nestor.model.network import fault_of, is_public
+from nestor.model.network import fault_of, is_public, without_password
 
 if TYPE_CHECKING:
     from nestor.model.routing import Deployment
@@ -104,11 +104,14 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield _python()
     yield from _folder(settings.home)
     yield _key(settings)
+    yield from _database(settings)
+    yield from _search_index(settings)
     yield from _reach(settings)
     yield from _ports(settings)
     yield git()
     yield from _sandbox(settings)
     yield from _models(settings)
+    yield from _embeddings(settings)
     yield _clock(settings.home)
 
 
@@ -178,6 +181,49 @@ def _key(settings: "Settings") -> Finding:
         return Finding(what, OK, f"made at first start: {path}")
     mode = stat.S_IMODE(path.stat().st_mode)
     return Finding(what, OK, f"{path} (mode {mode:04o})")
+
+
+def _database(settings: "Settings") -> Iterator[Finding]:
+    """A server is asked now; the file of SQLite is in the data folder, or made there."""
+    if settings.database.startswith("sqlite:"):
+        return
+    import asyncio  # noqa: PLC0415 - `nestor --version` does without
+
+    from nestor.backends.sql.postgresql import look  # noqa: PLC0415 - a driver few need
+
+    try:
+        found = asyncio.run(look(settings.database))
+    except NestorError as error:
+        detail, _, remedy = one_line(error, 400).partition("; ")
+        yield Finding("database", FAIL, detail, remedy or "correct NESTOR_DATABASE_URL")
+    else:
+        yield Finding("database", OK, found)
+
+
+def _search_index(settings: "Settings") -> Iterator[Finding]:
+    """A Qdrant server is asked now; without one the index is in the data folder."""
+    import importlib.util  # noqa: PLC0415 - only for this question
+
+    if settings.qdrant_url is None:
+        return
+    what = "search index"
+    if importlib.util.find_spec("qdrant_client") is None:
+        remedy = "pip install 'nestor[qdrant]', or unset NESTOR_QDRANT_URL"
+        yield Finding(what, FAIL, "qdrant-client is not installed", remedy)
+        return
+    import asyncio  # noqa: PLC0415 - as above
+
+    from nestor.backends.qdrant.server_requests import look  # noqa: PLC0415 - an extra
+
+    secret = settings.qdrant_api_key
+    key = secret.get_secret_value() if secret else None
+    try:
+        found = asyncio.run(look(settings.qdrant_url, key))
+    except NestorError as error:
+        remedy = "start it, or correct NESTOR_QDRANT_URL and NESTOR_QDRANT_API_KEY"
+        yield Finding(what, FAIL, one_line(error, 400), remedy)
+    else:
+        yield Finding(what, OK, f"Qdrant {found} at {settings.qdrant_url}")
 
 
 def _reach(settings: "Settings") -> Iterator[Finding]:
@@ -303,6 +349,36 @@ def _models(settings: "Settings") -> Iterator[Finding]:
         yield _endpoint("remote", settings.remote_base_url, settings.remote_model, key)
 
 
+def _embeddings(settings: "Settings") -> Iterator[Finding]:
+    """What makes vectors: without it, search is by words, which the demo needs no more than."""
+    what, model = "embeddings", settings.embeddings_model
+    if settings.replay_cassette is not None:
+        return
+    if not model:
+        remedy = "for semantic search: nestor models add minilm, and NESTOR_EMBEDDINGS_MODEL=minilm"
+        yield Finding(what, OK, f"none configured: search is by words; {remedy}")
+        return
+    if settings.embeddings_base_url:
+        secret = settings.embeddings_api_key
+        key = secret.get_secret_value() if secret else None
+        yield _endpoint("embeddings", settings.embeddings_base_url, model, key)
+        return
+    from nestor.backends.embeddings import choose, minilm  # noqa: PLC0415 - only here
+
+    folder = choose.model_folder(model, settings.home)
+    try:
+        choose.refuse_embeddings(model, None, settings.home)
+    except NestorError as error:
+        detail, _, remedy = one_line(error, 400).partition("; ")
+        yield Finding(what, FAIL, detail, remedy or "install it")
+        return
+    if model == minilm.NAME and not minilm.is_built(folder):
+        remedy = "nestor models add minilm"
+        yield Finding(what, WARN, "minilm is not built: search is by words", remedy)
+        return
+    yield Finding(what, OK, f"{folder}, in this process")
+
+
 def _gguf(path: Path) -> Finding:
     import importlib.util  # noqa: PLC0415 - only for this question
 
@@ -399,8 +475,9 @@ def _show_config(settings: "Settings", *, as_json: bool) -> None:
     rows = []
     for name in sorted(type(settings).model_fields):
         value = getattr(settings, name)
-        text = None if value is None else str(value)  # a SecretStr prints as stars
-        rows.append({"setting": name, "value": text, "from": origins[name]})
+        rows.append(
+            {"setting": name, "value": _said(name, value), "from": origins[name]}
+        )
     # All of the stack; only this question needs it.
     from nestor.wiring import deployments  # noqa: PLC0415
 
@@ -413,6 +490,12 @@ def _show_config(settings: "Settings", *, as_json: bool) -> None:
     if shown:
         names = ("name", "side", "dialect", "model", "base_url", "prices", "from")
         screen.table(names, [tuple(str(one[name]) for name in names) for one in shown])
+
+
+def _said(name: str, value: object) -> str | None:
+    if name in {"database_url", "redis_url"} and value is not None:
+        return without_password(value.get_secret_value())  # type: ignore[attr-defined]
+    return None if value is None else str(value)  # a SecretStr prints as stars
 
 
 def _deployment(one: "Deployment") -> dict[str, object]:

@@ -1,8 +1,6 @@
 """``nestor kb``: what the knowledge base knows."""
 
-import os
-from collections import Counter
-from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,12 +12,6 @@ from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json
 from nestor.errors import InvalidInput, NotFound
 
-SUFFIXES = (".md", ".markdown", ".txt")
-MAX_FILES = 10_000
-MAX_FILE_BYTES = 4 * 1024 * 1024
-_BATCH_BYTES = 512 * 1024
-_BATCH_FILES = 100
-_HIDDEN, _LINKS, _OTHERS = "hidden", "links", f"other than {', '.join(SUFFIXES)}"
 _SHOWN = 20
 
 app = typer.Typer(
@@ -32,6 +24,25 @@ app = typer.Typer(
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+class Shelf(StrEnum):
+    """``model.knowledge.Collection``, which takes a while to import."""
+
+    CODEBASE_CONTEXT = "codebase-context"
+    SKILLS_PATTERNS = "skills-patterns"
+    ERROR_SOLUTIONS = "error-solutions"
+    INTERACTION_HISTORY = "interaction-history"
+    BEST_PRACTICES = "best-practices"
+
+
+class Leg(StrEnum):
+    """Ways of searching."""
+
+    FUSED = "fused"
+    BM25 = "bm25"
+    DENSE = "dense"
+    FULLTEXT = "fulltext"
+
+
 @app.command(
     epilog="Examples:\n\n  nestor kb add docs/\n\n  nestor kb add notes.md --project ops"
 )
@@ -41,20 +52,39 @@ def add(
         str | None,
         typer.Option(help="Name of the collection of files; the folder's name."),
     ] = None,
+    collection: Annotated[
+        Shelf, typer.Option(help="The shelf they go to.")
+    ] = Shelf.CODEBASE_CONTEXT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
+    ] = False,
     as_json: _JSON = False,
 ) -> None:
-    """Add Markdown and text files; adding a file again replaces it.
+    """Add files: Markdown, text, code, HTML, PDF; adding a file again replaces it.
 
-    Folders are walked for *.md, *.markdown and *.txt; hidden files, links and binary
-    files are left out, and said so.
+    Folders are walked; what .gitignore or .nestorignore names, hidden files, links and
+    binary files are left out, and said so. Only what changed is sent, and what is gone
+    from a folder is forgotten.
     """
-    screen, stack = Screen(), Stack.find()
-    with screen.waiting("adding"):
-        done = add_files(stack, paths, project=project)
+    from nestor.cli.adding import Adding  # noqa: PLC0415 - it walks with git
+
+    screen = Screen()
+    adding = Adding(
+        Stack.find(),
+        screen,
+        project=project,
+        collection=collection.value,
+        dry_run=dry_run,
+    )
+    done = adding.add(paths, quiet=as_json)
     if as_json:
         print_json(done)
         return
-    screen.line(f"{done['added']} added, {done['unchanged']} unchanged")
+    would = "would be " if dry_run else ""
+    screen.line(
+        f"{done['added']} {would}added, {done['unchanged']} unchanged,"
+        f" {done['removed']} {would}removed"
+    )
     if left_out := done["left_out"]:
         counts = ", ".join(f"{number} {what}" for what, number in left_out.items())
         screen.line(f"left out: {counts}", "warn")
@@ -67,61 +97,59 @@ def add(
 def add_files(
     stack: Stack, paths: list[Path], *, project: str | None = None
 ) -> dict[str, Any]:
-    """Send files to AIDB in batches; returns counts and what was left out, with why.
+    """Send files to AIDB; returns counts and what was left out, with why."""
+    from nestor.cli.adding import Adding  # noqa: PLC0415 - as above
 
-    ``left_out`` counts by reason; ``skipped`` names the files that should have been sent.
-    """
-    skipped: list[tuple[str, str]] = []
-    left_out: Counter[str] = Counter()
-    added = unchanged = 0
-    batch: list[dict[str, str]] = []
-    size = 0
-
-    def send() -> None:
-        nonlocal added, unchanged, size
-        if batch:
-            reply = stack.call(
-                "aidb", "POST", "/documents", body={"items": batch}, timeout_s=300
-            )
-            same = sum(1 for item in reply["items"] if item.get("unchanged"))
-            unchanged += same
-            added += len(reply["items"]) - same
-        batch.clear()
-        size = 0
-
-    for name, path, shown in _found(paths, project, left_out):
-        text = _read(path, skipped)
-        if text is None:
-            left_out[skipped[-1][1]] += 1
-            continue
-        if batch and (size + len(text) > _BATCH_BYTES or len(batch) >= _BATCH_FILES):
-            send()
-        batch.append({"project": name, "path": shown, "content": text})
-        size += len(text)
-    send()
-    return {
-        "added": added,
-        "unchanged": unchanged,
-        "left_out": dict(left_out),
-        "skipped": skipped,
-    }
+    return Adding(stack, Screen(), project=project).add(paths, quiet=True)
 
 
-@app.command(epilog='Examples:\n\n  nestor kb search "retry policy" --limit 3')
+@app.command(
+    epilog='Examples:\n\n  nestor kb search "retry policy" --limit 3'
+    "\n\n  nestor kb search retries --leg bm25 --path-prefix src/"
+)
 def search(
     query: Annotated[str, typer.Argument()],
     limit: Annotated[int, typer.Option(min=1, max=50)] = 5,
+    leg: Annotated[
+        Leg | None,
+        typer.Option(help="Search this way alone, and show every hit as it is."),
+    ] = None,
+    project: Annotated[
+        list[str] | None, typer.Option(help="Only these projects (repeat it).")
+    ] = None,
+    collection: Annotated[
+        list[Shelf] | None, typer.Option(help="Only these shelves (repeat it).")
+    ] = None,
+    path_prefix: Annotated[
+        str | None, typer.Option(help="Only paths that begin so.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--where", help="Only with NAME=VALUE.")
+    ] = None,
     as_json: _JSON = False,
 ) -> None:
     """Show what the knowledge base would give as context for a query."""
-    body = {"query": query, "limit": limit}
-    found = Stack.find().call("aidb", "POST", "/context", body=body)
+    body: dict[str, Any] = {"query": query, "limit": limit}
+    body |= {
+        name: value
+        for name, value in (
+            ("projects", project),
+            ("collections", collection),
+            ("path_prefix", path_prefix),
+            ("metadata", _pairs(metadata or [])),
+        )
+        if value
+    }
+    if leg is not None:
+        body["leg"] = leg.value
+    path = "/context" if leg is None else "/search"
+    found = Stack.find().call("aidb", "POST", path, body=body)
     if as_json:
         print_json(found)
         return
     screen = Screen()
     for item in found.get("items", []):
-        screen.line(f"{item.get('source')}  (score {item.get('score'):.3f})", "heading")
+        screen.line(f"{_source(item)}  (score {item.get('score'):.3f})", "heading")
         screen.line(f"  {one_line(item.get('text', ''), 240)}")
     if not found.get("items"):
         screen.line("nothing found — teach it with: nestor kb add", "note")
@@ -129,30 +157,46 @@ def search(
         screen.line(f"degraded: {part}", "warn")
 
 
+def _source(item: dict[str, Any]) -> str:
+    """Name the place of an item: with its page or its first line, where that is known."""
+    told = item.get("provenance") or {}
+    if told.get("page"):
+        return f"{item.get('source')}, page {told['page']}"
+    line = told.get("first_line")
+    return f"{item.get('source')}, line {line}" if line else str(item.get("source"))
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidInput.at("--where", f"{pair!r} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
 @app.command("list", epilog="Example:\n\n  nestor kb list --json")
-def list_documents(as_json: _JSON = False) -> None:
+def list_documents(
+    project: Annotated[str | None, typer.Option(help="Only this project.")] = None,
+    as_json: _JSON = False,
+) -> None:
     """List the documents."""
-    found = Stack.find().call("aidb", "GET", "/documents")
+    stack = Stack.find()
+    query: dict[str, object] = {"project": project}
+    found = stack.call("aidb", "GET", "/documents", query=query)
+    page = found
+    while page.get("next"):
+        query["after"] = page["next"]
+        page = stack.call("aidb", "GET", "/documents", query=query)
+        found["documents"] += page["documents"]
     if as_json:
-        print_json(found)
+        print_json({**found, "next": None})
         return
-    rows = found.get("documents", found.get("items", []))
+    names = ("id", "project", "path", "size_bytes", "chunks", "added_at")
     Screen().table(
         ("id", "project", "path", "bytes", "chunks", "added"),
-        [
-            tuple(
-                row.get(name)
-                for name in (
-                    "id",
-                    "project",
-                    "path",
-                    "size_bytes",
-                    "chunks",
-                    "added_at",
-                )
-            )
-            for row in rows
-        ],
+        [tuple(row.get(name) for name in names) for row in found["documents"]],
         empty="no documents yet — add some with: nestor kb add docs/",
     )
 
@@ -171,83 +215,39 @@ def rm(
     typer.echo(inert(f"removed {document_id}"))
 
 
+@app.command(epilog="Example:\n\n  nestor kb verify")
+def verify(as_json: _JSON = False) -> None:
+    """Compare the database, the search index and the vectors; exit 1 when they differ."""
+    told = Stack.find().call("aidb", "POST", "/verify", timeout_s=600)
+    if as_json:
+        print_json(told)
+        raise typer.Exit(0 if told["consistent"] else 1)
+    screen = Screen()
+    screen.line(
+        f"{told['documents']} documents, {told['chunks']} chunks,"
+        f" {told['indexed']} in the search index"
+    )
+    if told["waiting"]:
+        screen.line(f"{told['waiting']} wait for the index", "note")
+    if told["without_vector"]:
+        screen.line(f"{told['without_vector']} wait for their vectors", "note")
+    for problem in told["problems"]:
+        screen.line(problem, "fail")
+    if told["consistent"]:
+        screen.line("all agree", "ok")
+        return
+    screen.line("mend it with: nestor kb reindex")
+    raise typer.Exit(1)
+
+
 @app.command(epilog="Example:\n\n  nestor kb reindex")
 def reindex(as_json: _JSON = False) -> None:
-    """Build the search index again from the stored texts."""
-    reply = Stack.find().call("aidb", "POST", "/reindex", timeout_s=600)
+    """Build the search index again from the stored texts; the old one answers meanwhile."""
+    screen, stack = Screen(), Stack.find()
     if as_json:
-        print_json(reply)
-    else:
-        chunks = (reply or {}).get("chunks")
-        typer.echo("reindexed" if chunks is None else f"reindexed {chunks} chunks")
-
-
-def _found(
-    paths: list[Path], project: str | None, left_out: Counter[str]
-) -> Iterator[tuple[str, Path, str]]:
-    """Yield project, file, and the file's name within the project."""
-    count = 0
-    for given in paths:
-        if given.expanduser().is_symlink():
-            message = f"{given} is a link, which is not followed; give what it leads to"
-            raise InvalidInput.at("PATH", message)
-        root = given.expanduser().resolve()
-        if not root.exists():
-            raise InvalidInput.at("PATH", f"{given} does not exist")
-        inside = root if root.is_dir() else root.parent
-        for path in _walk(root, left_out) if root.is_dir() else [root]:
-            count += 1
-            if count > MAX_FILES:
-                raise InvalidInput.at(
-                    "PATH", f"more than {MAX_FILES} files; add them folder by folder"
-                )
-            yield project or inside.name or "root", path, str(path.relative_to(inside))
-
-
-def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
-    for folder, names, files in os.walk(root, followlinks=False):
-        inside = []
-        for name in sorted(names):
-            why = _why_not(Path(folder, name))
-            if why is None:
-                inside.append(name)
-            else:
-                left_out[why] += 1
-        names[:] = inside
-        for name in sorted(files):
-            path = Path(folder, name)
-            why = _why_not(path)
-            if why is None and path.suffix.lower() not in SUFFIXES:
-                why = _OTHERS
-            if why is None:
-                yield path
-            else:
-                left_out[why] += 1
-
-
-def _why_not(path: Path) -> str | None:
-    if path.name.startswith("."):
-        return _HIDDEN
-    return _LINKS if path.is_symlink() else None
-
-
-def _read(path: Path, skipped: list[tuple[str, str]]) -> str | None:
-    """Read a text file; None when it is no text, too large or empty, which is noted."""
-    try:
-        if not path.is_file():
-            raise ValueError("not a regular file")  # noqa: TRY301 - one place notes all
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError("larger than 4 MiB")  # noqa: TRY301
-        raw = path.read_bytes()
-        if b"\0" in raw:
-            raise ValueError("binary")  # noqa: TRY301
-        text = raw.decode("utf-8-sig")
-        if not text.strip():
-            raise ValueError("empty")  # noqa: TRY301
-    except UnicodeDecodeError:
-        skipped.append((str(path), "not UTF-8"))
-    except (OSError, ValueError) as error:
-        skipped.append((str(path), getattr(error, "strerror", None) or str(error)))
-    else:
-        return text
-    return None
+        print_json(stack.call("aidb", "POST", "/reindex", timeout_s=3600))
+        return
+    with screen.waiting("building the search index"):
+        reply = stack.call("aidb", "POST", "/reindex", timeout_s=3600)
+    chunks = (reply or {}).get("chunks")
+    typer.echo("reindexed" if chunks is None else f"reindexed {chunks} chunks")

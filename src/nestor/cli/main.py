@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 import nestor
-from nestor.cli import ask, demo, doctor, keys, knowledge, page, spend, stack, tasks
+from nestor.cli import (
+    ask,
+    bench,
+    demo,
+    doctor,
+    keys,
+    knowledge,
+    mcp,
+    models,
+    page,
+    spend,
+    stack,
+    tasks,
+)
 from nestor.cli.inert import inert
 from nestor.errors import (
     BudgetExceeded,
@@ -46,10 +59,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the thing failed (or is not verified), 2 usage,"
     " 3 unreachable, 4 refused, 130 interrupted.",
 )
-for module in (stack, page, tasks, ask, spend):
+for module in (stack, page, tasks, ask, spend, mcp):
     module.add_to(app)
 app.add_typer(knowledge.app)
+app.add_typer(models.app)
 app.add_typer(keys.app)
+app.add_typer(bench.app)
 for module in (doctor, demo):
     module.add_to(app)
 

@@ -109,18 +109,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """Of unit length, made by the index's stamp; None: found by words only until it is."""
 
 
-class Legs(msgspec.Struct, frozen=True, kw_only=True):
-    """What each way of searching found, best first. None: nobody asked it."""
-
-    bm25: list[Hit] | None = None
-    dense: list[Hit] | None = None
-
-
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk that a search found; a higher score is better, within one search only."""
 
     chunk_id: str
     score: float
+
+
+class Legs(msgspec.Struct, frozen=True, kw_only=True):
+    """What each way of searching found, best first. None: nobody asked it."""
+
+    bm25: list[Hit] | None = None
+    dense: list[Hit] | None = None
 
 
 class SkillKind(StrEnum):

@@ -38,6 +38,9 @@ _REDIS = {
     "unix": {"db"},
 }
 """The options of each scheme. Those that weaken TLS or change how long to wait are none."""
+_POSTGRESQL = frozenset({"postgresql", "postgres"})
+_POSTGRESQL_OPTIONS = frozenset({"host", "sslmode", "sslrootcert", "sslcert", "sslkey"})
+"""Those that change how long to wait, or what a session does, are none."""
 
 
 def bindable(host: str) -> str:
@@ -169,14 +172,78 @@ def _refuse_redis_parts(
             raise ValueError(message)
 
 
-def sqlite_url(url: str) -> str:
-    """Return ``url`` when it is ``sqlite:///PATH``."""
+def refuse_database_url(url: str) -> None:
+    """Hold ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``.
+
+    A socket of this machine: ``postgresql://USER@/DATABASE?host=/FOLDER``. Never quotes
+    the password.
+    """
     if url.startswith("sqlite:///"):
+        return
+    if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
+        raise ValueError("holds a space, a backslash or a control character")
+    scheme = url.partition(":")[0]
+    if scheme.partition("+")[0] not in _POSTGRESQL:
+        raise ValueError(
+            "not a database that Nestor can use; use sqlite:///PATH or postgresql://…"
+        )
+    if scheme not in _POSTGRESQL or not url.startswith(f"{scheme}://"):
+        raise ValueError("write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        options = parse_qs(
+            parts.query, strict_parsing=bool(parts.query), keep_blank_values=True
+        )
+    except ValueError:
+        # Not chained: what stands in the port's place may be a password.
+        message = (
+            "cannot be read; write %XX for signs in a password, 1 to 65535 as port"
+        )
+        raise ValueError(message) from None
+    if port == 0:
+        raise ValueError(f"the port must be 1 to {_LARGEST_PORT}")
+    _refuse_postgresql_parts(parts, options)
+
+
+def _refuse_postgresql_parts(parts: SplitResult, options: dict[str, list[str]]) -> None:
+    if parts.fragment:
+        raise ValueError("holds a fragment; write %23 for '#' in a password")
+    if parts.netloc.count("@") > 1:
+        raise ValueError("holds two '@'; write %40 for '@' in a password")
+    if parts.hostname and any(sign in parts.hostname for sign in ",%"):
+        raise ValueError("names several hosts, or an odd one; name one")
+    if not re.fullmatch(r"/[^/]+", parts.path):
+        raise ValueError("names no database; write postgresql://…/DATABASE")
+    if options.keys() - _POSTGRESQL_OPTIONS:
+        known = ", ".join(sorted(_POSTGRESQL_OPTIONS))
+        raise ValueError(f"holds an option beside those that Nestor knows: {known}")
+    if any(len(values) > 1 for values in options.values()):
+        raise ValueError("holds an option twice")
+    folder = options.get("host", [""])[0]
+    if "host" in options and (parts.hostname or not folder.startswith("/")):
+        raise ValueError(
+            "host= is for the folder of a socket: postgresql://USER@/DATABASE?host=/FOLDER"
+        )
+    if not parts.hostname and not folder:
+        raise ValueError(
+            "names no host; write postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+
+
+def database_url(url: str) -> str:
+    """Return a URL that ``refuse_database_url`` lets through as it is opened."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql://{rest}" if separator and scheme in _POSTGRESQL else url
+
+
+def without_password(url: str) -> str:
+    """Return a URL for people: a password in it becomes stars."""
+    if password_in(url) is None:
         return url
-    kind = url.partition(":")[0].partition("+")[0]
-    if kind in {"postgres", "postgresql"}:
-        raise ValueError("PostgreSQL is not supported yet; use sqlite:///PATH")
-    raise ValueError("not a database that Nestor can use; use sqlite:///PATH")
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
 
 
 def password_in(url: str) -> str | None:

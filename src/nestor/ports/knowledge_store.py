@@ -59,9 +59,13 @@ class KnowledgeStore(Protocol):
         ...
 
     async def all(
-        self, *, project: str | None = None, limit: int = 1000
+        self,
+        *,
+        project: str | None = None,
+        after: tuple[str, str] | None = None,
+        limit: int = 1000,
     ) -> list[Document]:
-        """Read documents by project and path."""
+        """Read documents by project and path; ``after``: those of the last one read."""
         ...
 
     async def hashes(self, project: str) -> dict[str, tuple[str, str]]:

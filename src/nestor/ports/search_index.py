@@ -59,6 +59,13 @@ class SearchIndex(Protocol):
         """How many chunks it holds."""
         ...
 
+    async def outdated(self) -> str | None:
+        """Say why ``rebuild`` with the same stamp would let it answer better; None: no reason.
+
+        Worth asking now and then, e.g. after many chunks came in.
+        """
+        ...
+
     async def clear(self, stamp: EmbeddingStamp | None) -> None:
         """Drop everything and start empty for vectors of ``stamp``, also when damaged."""
         ...

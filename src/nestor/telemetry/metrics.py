@@ -207,6 +207,24 @@ KB_CHUNKS: Final = Gauge(
     registry=REGISTRY,
 )
 
+KB_EMBEDDED: Final = Counter(
+    "nestor_kb_texts_embedded_total",
+    "Texts of which a vector was made and kept.",
+    registry=REGISTRY,
+)
+KB_DEGRADED: Final = Counter(
+    "nestor_kb_degraded_total",
+    "Context requests that had to do without a part, by part.",
+    ["part"],
+    registry=REGISTRY,
+)
+KB_CANARY: Final = Gauge(
+    "nestor_kb_canary_found",
+    "1 when the known text was found by this leg when it was looked for last, else 0.",
+    ["leg"],
+    registry=REGISTRY,
+)
+
 # HTTP: ``telemetry.http_metrics`` counts these ------------------------------------------
 HTTP_REQUESTS: Final = ("nestor_http_requests", "Requests answered, by layer.")
 HTTP_SECONDS: Final = (

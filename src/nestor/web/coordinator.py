@@ -114,7 +114,7 @@ def handlers() -> list[HTTPRouteHandler]:
         *models.handlers(),
         *(stats, keys, create_key, revoke_key),
         *interactions.handlers(),
-        mcp.handler(),
+        mcp.handler("coordinator", scope="model"),
     ]
 
 

@@ -37,6 +37,7 @@ MAX_DOCUMENT_BYTES = 32 << 20
 MAX_MODEL_BODY_BYTES = 8 << 20
 LARGE_BODIES = {
     "/documents": MAX_DOCUMENT_BYTES,
+    "/documents/file": MAX_DOCUMENT_BYTES,
     # A long conversation of an agent, with pictures in it.
     "/v1/chat/completions": MAX_MODEL_BODY_BYTES,
     "/v1/messages": MAX_MODEL_BODY_BYTES,

@@ -1,4 +1,4 @@
-"""``/mcp``: the Coordinator as tools of the Model Context Protocol (streamable HTTP).
+"""``/mcp``: a layer as tools of the Model Context Protocol (streamable HTTP).
 
 Stateless: each request is answered by itself, with JSON. Nothing outlives a request, so
 there is no session to keep, to steal or to end, and GET and DELETE are not served. Host,
@@ -7,6 +7,7 @@ Origin and key were checked by the edge.
 
 import asyncio
 import importlib
+from functools import partial
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import msgspec
@@ -38,8 +39,9 @@ class JsonRpc(TypedDict):
 class Mcp:
     """ASGI: ``POST /mcp``. The SDK is imported with the first request: it takes a while."""
 
-    def __init__(self, nestor: Any) -> None:
+    def __init__(self, nestor: Any, *, layer: str) -> None:
         self._nestor = nestor
+        self._module = f"nestor.web.mcp_{layer}"
         self._tools: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,13 +68,11 @@ class Mcp:
         if self._tools is None:
             try:
                 # Half a second of CPU, in which others go on being served.
-                found = await asyncio.to_thread(
-                    importlib.import_module, "nestor.web.mcp_tools"
-                )
+                found = await asyncio.to_thread(importlib.import_module, self._module)
             except ImportError as error:
                 message = f"needs the package {error.name}: pip install 'nestor[mcp]'"
                 raise Refused(501, message) from error
-            self._tools = found.Tools(self._nestor)
+            self._tools = found.tools(self._nestor)
         return self._tools
 
     def render(self, error: Exception, trace_id: str) -> tuple[int, Headers, bytes]:
@@ -113,24 +113,24 @@ def _refuse_other_types(scope: Scope) -> None:
         raise InvalidInput.at("content-type", "must be application/json")
 
 
-@post(
-    PATH,
-    status_code=200,
-    opt={
-        "scope": "model",
-        "asgi": Mcp,
-        "dialect": "mcp",
-        "body": JsonRpc,
-        "replies": {200: dict[str, Any], 202: None},
-        "raises": (NotFound, 406, 501),
-    },
-)
-async def mcp(request: Request[Any, Any, Any]) -> ASGIApp:
-    """Speak the Model Context Protocol: tools to route, augment, track and judge queries."""
-    served: ASGIApp = cast("Any", Mcp(request.app.state.nestor))
-    return served
+def handler(layer: str, *, scope: str | tuple[str, ...]) -> HTTPRouteHandler:
+    """Return the route, for a layer whose tools stand in ``web.mcp_<layer>``."""
 
+    @post(
+        PATH,
+        status_code=200,
+        opt={
+            "scope": scope,
+            "asgi": partial(Mcp, layer=layer),
+            "dialect": "mcp",
+            "body": JsonRpc,
+            "replies": {200: dict[str, Any], 202: None},
+            "raises": (NotFound, 406, 501),
+        },
+    )
+    async def mcp(request: Request[Any, Any, Any]) -> ASGIApp:
+        """Speak the Model Context Protocol: this layer's calls as tools."""
+        served: ASGIApp = cast("Any", Mcp(request.app.state.nestor, layer=layer))
+        return served
 
-def handler() -> HTTPRouteHandler:
-    """Return the route, for a layer that has tools."""
     return mcp

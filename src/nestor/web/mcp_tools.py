@@ -1,7 +1,7 @@
-"""The Coordinator's tools, on the official SDK. Imported by ``web.mcp`` where first used."""
+"""Tools of a layer, on the official SDK. Imported where first used: it takes a while."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,27 +15,14 @@ from mcp_types import (
     ListToolsResult,
     PaginatedRequestParams,
     TextContent,
-    Tool,
     ToolAnnotations,
 )
+from mcp_types import Tool as Listed
 
 from nestor import __version__
-from nestor.model.access import Principal
-from nestor.model.interaction import (
-    Augmented,
-    AugmentRequest,
-    Feedback,
-    NewFeedback,
-    NewInteraction,
-    Tracked,
-)
-from nestor.model.routing import RouteRequest, RouteResult
 from nestor.telemetry.trace import current_trace_id
 from nestor.web import errors, schemas
-from nestor.web.auth import charge_to
-from nestor.web.coordinator import route_view
 from nestor.web.edge import Receive, Scope, Send
-from nestor.web.gateway import caller_of
 
 # It would tell of each request that it began and ended; the access log does.
 logging.getLogger("mcp").setLevel(logging.WARNING)
@@ -44,91 +31,34 @@ _Run = Callable[[Any, Scope, Any], Awaitable[Any]]
 _HERE, _THERE = schemas.REF.format(name=""), "#/$defs/"
 
 
-class _Tool(NamedTuple):
+class Tool(NamedTuple):
+    """One tool of a layer's service."""
+
     name: str
     about: str
     takes: type
     gives: type
     run: _Run
-    """``run(coordinator, scope of the request, arguments)``; returns what JSON holds."""
+    """``run(service, scope of the request, arguments)``; returns what JSON holds."""
     asks_models: bool = False
-
-
-async def _route(coordinator: Any, scope: Scope, given: RouteRequest) -> Any:
-    charge_to(given.task_id, scope["user"])
-    return route_view(await coordinator.route(given, caller=caller_of(scope)))
-
-
-async def _augment(coordinator: Any, scope: Scope, given: AugmentRequest) -> Any:
-    user: Principal = scope["user"]
-    return await coordinator.interactions.augment(given, key_id=user.key_id)
-
-
-async def _track(coordinator: Any, scope: Scope, given: NewInteraction) -> Any:
-    user: Principal = scope["user"]
-    charge_to(given.task_id, user)
-    return await coordinator.interactions.track(given, key_id=user.key_id)
-
-
-async def _update(coordinator: Any, scope: Scope, given: NewFeedback) -> Any:
-    user: Principal = scope["user"]
-    return await coordinator.interactions.feedback(
-        given, key_id=user.key_id, key_name=user.name
-    )
-
-
-_TOOLS = (
-    _Tool(
-        "route_query",
-        "Answer a query by the local or remote model that should, with context from the"
-        " knowledge base. Says which model answered, why, and what it cost.",
-        RouteRequest,
-        RouteResult,
-        _route,
-        asks_models=True,
-    ),
-    _Tool(
-        "augment_query",
-        "Return a query with what the knowledge base knows about it, as a prompt for a"
-        " model of your own. Asks no model.",
-        AugmentRequest,
-        Augmented,
-        _augment,
-    ),
-    _Tool(
-        "track_interaction",
-        "Keep a question and an answer that was given elsewhere. Returns the"
-        " interaction_id that update_outcome takes.",
-        NewInteraction,
-        Tracked,
-        _track,
-    ),
-    _Tool(
-        "update_outcome",
-        "Say how an answer turned out: outcome (success, partial, failure), user_feedback"
-        " (-1 to 1), or both. Do not call it when you do not know.",
-        NewFeedback,
-        Feedback,
-        _update,
-    ),
-)
+    reads_only: bool = False
 
 
 class Tools:
     """ASGI: one request of the protocol, answered by the SDK."""
 
-    def __init__(self, nestor: Any) -> None:
-        self._coordinator = nestor.coordinator
-        self._tools = {tool.name: tool for tool in _TOOLS}
-        listed = ListToolsResult(tools=[_listed(tool) for tool in _TOOLS])
+    def __init__(self, layer: str, service: Any, tools: Sequence[Tool]) -> None:
+        self._service = service
+        self._tools = {tool.name: tool for tool in tools}
+        listed = ListToolsResult(tools=[_listed(tool) for tool in tools])
 
         async def list_tools(_: Any, __: PaginatedRequestParams | None) -> Any:
             return listed
 
         self._server: Server[Any] = Server(
-            "nestor-coordinator",
+            f"nestor-{layer}",
             version=__version__,
-            title="Nestor Coordinator",
+            title=f"Nestor {layer.upper() if layer == 'aidb' else layer.title()}",
             on_list_tools=list_tools,
             on_call_tool=self._call,
         )
@@ -149,7 +79,7 @@ class Tools:
             raise MCPError(INVALID_PARAMS, message)
         try:
             given = _read(params.arguments or {}, tool.takes)
-            value = await tool.run(self._coordinator, context.request.scope, given)
+            value = await tool.run(self._service, context.request.scope, given)
         except Exception as error:  # noqa: BLE001 - the edge: the SDK would tell its text
             return _refusal(error)
         found = msgspec.to_builtins(value)
@@ -177,14 +107,14 @@ def _refusal(error: Exception) -> CallToolResult:
     return CallToolResult(content=[text], structured_content=problem, is_error=True)
 
 
-def _listed(tool: _Tool) -> Tool:
-    return Tool(
+def _listed(tool: Tool) -> Listed:
+    return Listed(
         name=tool.name,
         description=tool.about,
         input_schema=_schema(tool.takes),
         output_schema=_schema(tool.gives),
         annotations=ToolAnnotations(
-            read_only_hint=False,
+            read_only_hint=tool.reads_only,
             destructive_hint=False,
             open_world_hint=tool.asks_models,
         ),

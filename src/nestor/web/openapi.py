@@ -7,6 +7,7 @@ cannot say stands in the handler's ``opt``:
 - ``replies``: ``{status: type}`` of successes, and of a 503 with a body of its own; a
   tuple of types where there are several, None where there is no body;
 - ``body``: the type of a body that the handler reads without one (OpenAI's shapes);
+- ``raw_body``: content type of a body that is no JSON, whatever it holds;
 - ``media``: content types of success, when they are not the handler's own;
 - ``reply_headers``: names of headers, each of which may be absent;
 - ``request_headers``: ``{name: schema}`` of headers that mean something to this call;
@@ -195,6 +196,8 @@ class Call:
                 "required": not self._optional_body,
                 "content": {_JSON: {"schema": known[self._body]}},
             }
+        if raw := self._opt.get("raw_body"):
+            told["requestBody"] = {"required": True, "content": {raw: {}}}
         return told
 
     def _is_open(self) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from nestor.aidb.finder import LEGS
 from nestor.aidb.ingest import MAX_NAME
-from nestor.aidb.service import LEGS, MAX_LIMIT
+from nestor.aidb.service import MAX_LIMIT
+from nestor.aidb.skills import MAX_TEXT, MAX_TITLE
 from nestor.model.access import SCOPES
 from nestor.model.ids import TASK_ID
 from nestor.ralph.sealing import MAX_ITERATIONS, MAX_PHASE, MAX_TIMEOUT_S, PRIORITIES
@@ -71,6 +73,11 @@ _NARROWED: dict[str, dict[str, Json]] = {
         "query": {"minLength": 1},
         "limit": {"minimum": 1, "maximum": MAX_LIMIT},
         "leg": {"enum": list(LEGS)},
+    },
+    "Skill": {
+        "id": {"pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        "title": {"minLength": 1, "maxLength": MAX_TITLE},
+        "text": {"minLength": 1, "maxLength": MAX_TEXT},
     },
     "RouteRequest": {
         "query": {"minLength": 1},

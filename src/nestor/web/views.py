@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 from nestor.model.access import KeyLimits
 from nestor.model.interaction import Feedback
-from nestor.model.knowledge import Added, Document
+from nestor.model.knowledge import Added, Document, Skill
 from nestor.model.task import Reason, TaskStatus
 from nestor.ports.knowledge_store import KnowledgeCounts
 
@@ -122,10 +122,24 @@ class Iterations(TypedDict):
 
 
 class Shelf(TypedDict):
-    """Reply of ``GET /documents``."""
+    """Reply of ``GET /documents``; ``next``: what to go on ``after``, None at the end."""
 
     documents: list[Document]
     counts: KnowledgeCounts
+    next: str | None
+
+
+class SkillChanged(TypedDict):
+    """Reply of ``POST /skills``."""
+
+    id: str
+    changed: bool
+
+
+class SkillList(TypedDict):
+    """Reply of ``GET /skills``, newest first."""
+
+    skills: list[Skill]
 
 
 class Several(TypedDict):

@@ -175,7 +175,10 @@ def deployments(settings: Settings, tables: Sequence[Deployment]) -> list[Deploy
                 timeout_s=settings.model_timeout_s,
             )
         )
-    if settings.embeddings_model:
+    if settings.embeddings_model and not settings.embeds_in_process:
+        key = settings.embeddings_api_key
+        # Who is given a key counts what is asked: what that costs is not known here.
+        price = None if key else Decimal(0)
         found.append(
             Deployment(
                 name="embeddings",
@@ -183,8 +186,9 @@ def deployments(settings: Settings, tables: Sequence[Deployment]) -> list[Deploy
                 kind=Kind.EMBEDDINGS,
                 model=settings.embeddings_model,
                 base_url=settings.embeddings_base_url or "",
-                price_input=Decimal(0),
-                price_output=Decimal(0),
+                api_key=key.get_secret_value() if key else None,
+                price_input=price,
+                price_output=price,
                 timeout_s=settings.model_timeout_s,
             )
         )

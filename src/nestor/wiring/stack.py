@@ -11,20 +11,19 @@ from pathlib import Path
 import msgspec
 
 from nestor.aidb.service import Aidb
+from nestor.aidb.spool import Spool
 from nestor.backends.agents import backends as agent_backends
 from nestor.backends.dbos.engine import DbosEngine
 from nestor.backends.files.data_folder import DataFolder
 from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.git.workspaces import GitWorkspaces
 from nestor.backends.llama_cpp.server import refuse_model_file
-from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.replay.cassette import Cassette
 from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
 from nestor.backends.sandbox.unisolated import NoSandbox
 from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.key_store import SqlKeyStore, hash_of
-from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.backends.sql.session_store import SqlSessionStore
 from nestor.backends.sql.task_store import SqlTaskStore
 from nestor.coordinator.service import Coordinator
@@ -50,6 +49,7 @@ from nestor.settings import FILE, Settings
 from nestor.telemetry.learning_client import LearningClient
 from nestor.telemetry.logs import get_logger
 from nestor.telemetry.redact import remember
+from nestor.wiring.knowledge import aidb_of, refuse_knowledge
 from nestor.wiring.models import Models, coordinator_of
 
 PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60
@@ -70,6 +70,7 @@ class Nestor:
     sessions: SessionStore
     proxy_limiter: RateLimiter
     aidb: Aidb
+    spool: Spool
     coordinator: Coordinator
     ralph: Ralph
     ledger: CallLedger
@@ -150,6 +151,7 @@ def refuse_what_cannot_run(settings: Settings) -> None:
     if settings.starts_llama_cpp and replayed is None:
         refuse_model_file(settings.local_model_file)
     _proxy_limiter(settings)
+    refuse_knowledge(settings)
 
 
 def _refuse_cassette(name: str, path: Path | None) -> None:
@@ -180,7 +182,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
         )
         stack.callback(event_log.close)
         database = await stack.enter_async_context(Database.open(settings.database))
-        aidb = await _aidb(stack, settings, database, event_log)
+        aidb, spool = await aidb_of(stack, settings, database, event_log)
         coordinator, ledger, models = await coordinator_of(
             stack, settings, database, event_log, aidb
         )
@@ -207,6 +209,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             sessions=SqlSessionStore(database, made_under=hash_of(api_key)),
             proxy_limiter=limiter,
             aidb=aidb,
+            spool=spool,
             coordinator=coordinator,
             ralph=ralph,
             ledger=ledger,
@@ -234,20 +237,16 @@ def _proxy_limiter(settings: Settings) -> RateLimiter:
 
 def _secrets(settings: Settings) -> list[str]:
     """Secrets of unknown shape, which redaction can only know by heart."""
-    given = (settings.remote_api_key, settings.redis_url)
+    given = (
+        settings.embeddings_api_key,
+        settings.qdrant_api_key,
+        settings.remote_api_key,
+        settings.redis_url,
+    )
     found = [secret.get_secret_value() for secret in given if secret]
+    if password_in(settings.database) is not None:
+        found.append(settings.database)
     return found + [word for url in found if (word := password_in(url))]
-
-
-async def _aidb(
-    stack: AsyncExitStack, settings: Settings, database: Database, event_log: EventLog
-) -> Aidb:
-    index = await QdrantEdgeIndex.open(settings.home / "qdrant")
-    stack.push_async_callback(index.close)
-    aidb = Aidb(SqlKnowledgeStore(database), index, LearningClient(event_log, "aidb"))
-    await aidb.start()
-    stack.push_async_callback(aidb.stop)
-    return aidb
 
 
 async def _ralph(

@@ -1,64 +1,48 @@
-"""SearchIndex in this process: BM25 as sparse vectors in a Qdrant Edge shard.
+"""SearchIndex in this process: a Qdrant Edge shard in the data folder.
 
-The folder holds ``shard/`` (the engine's files) and ``stamp.json`` (what it was made
-with; another stamp means: start empty). One process at a time: beside the folder,
-``<name>.lock`` is held from before the first load until ``close``, because a second
-``load`` of the same files breaks the first one's next flush.
+Writes run one after another in a thread of their own, searches in another: a search waits
+for one call of the engine, not for a batch. What is there is said in ``folder``.
 """
 
 import asyncio
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
-import msgspec
-import qdrant_edge as qdrant
-
-from nestor.errors import IndexDamaged, Misconfigured, Unavailable
-from nestor.model.knowledge import Chunk, Collection, Document, Hit
+from nestor.backends.qdrant import points
+from nestor.backends.qdrant.folder import IndexFolder
+from nestor.backends.qdrant.generations import Generations
+from nestor.backends.qdrant.graph import GraphBuilder
+from nestor.backends.qdrant.points import Bm25Parameters
+from nestor.errors import IndexDamaged, Unavailable
+from nestor.model.knowledge import Chunk, Document, EmbeddingStamp, Entry, Legs, Where
+from nestor.telemetry.logs import get_logger
 
 T = TypeVar("T")
-_VECTOR = "bm25"
-_SCHEMA = 1
-"""Raise it when points are made differently: an older index is then refilled."""
+_LOOK_EVERY = 2000
+"""So many points are written before anybody asks whether a graph is wanted."""
+_log = get_logger(__name__)
 
 
-class Bm25Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights of BM25; part of the stamp. ``avg_len`` is in words without stop words."""
-
-    k: float = 1.2
-    b: float = 0.75
-    avg_len: float = 100.0
-    language: str = "english"
-
-
-class _Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    schema: int
-    bm25: Bm25Parameters
+class _InWriter(Protocol):
+    def __call__(self, action: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 class QdrantEdgeIndex:
-    """See ``nestor.ports.search_index``. Calls run one after another in one thread."""
+    """See ``nestor.ports.search_index``. One process at a time."""
 
-    def __init__(self, path: Path, lock: int, parameters: Bm25Parameters) -> None:
-        self._path = path
-        self._lock: int | None = lock
-        self._stamp = _Stamp(schema=_SCHEMA, bm25=parameters)
-        self._model = qdrant.Bm25(
-            qdrant.Bm25Config(
-                k=parameters.k,
-                b=parameters.b,
-                avg_len=parameters.avg_len,
-                language=parameters.language,
-            )
-        )
-        self._shard: Any = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="qdrant-edge")
+    def __init__(self, folder: IndexFolder, parameters: Bm25Parameters) -> None:
+        """Use ``open``."""
+        self._folder = folder
+        self._all = Generations(folder, parameters)
+        self._written = _LOOK_EVERY
+        self._graph: asyncio.Task[None] | None = None
+        self._builder = GraphBuilder()
+        self._closed = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="qdrant-write")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="qdrant-read")
 
     @classmethod
     async def open(
@@ -69,11 +53,12 @@ class QdrantEdgeIndex:
         A damaged folder still opens; its calls raise ``IndexDamaged`` until ``clear``.
         Raises ``Misconfigured`` when another process holds it, or it cannot be made.
         """
-        lock = await asyncio.to_thread(_take_lock, path)
-        index = cls(path, lock, parameters or Bm25Parameters())
+        folder = await asyncio.to_thread(IndexFolder.locked, path)
+        index = cls(folder, parameters or Bm25Parameters())
         try:
             with suppress(Unavailable):  # every call tells it again
-                await index._in_thread(index._begin)
+                await index._write(index._all.begin)
+            await index._look_for_graph()
         except BaseException:
             await index.close()
             raise
@@ -85,215 +70,208 @@ class QdrantEdgeIndex:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def upsert(self, chunks: Sequence[tuple[Chunk, Document]]) -> None:
-        """See SearchIndex.upsert. Flushed before it returns."""
-        if not chunks:
-            return
+    async def stamp(self) -> EmbeddingStamp | None:
+        """See SearchIndex.stamp."""
+        return await self._read(lambda: self._all.current.made.stamp)
 
-        def write() -> None:
-            points = [self._point(chunk, document) for chunk, document in chunks]
-            operation = qdrant.UpdateOperation.upsert_points(points)
-            self._call(lambda shard: _write(shard, operation))
-
-        await self._in_thread(write)
+    async def upsert(self, entries: Sequence[Entry]) -> None:
+        """See SearchIndex.upsert."""
+        if entries:
+            every = self._all
+            await self._write(lambda: every.upsert(every.current, entries))
+            self._written += len(entries)
+            await self._look_for_graph()
 
     async def remove(self, chunk_ids: Sequence[str]) -> None:
-        """See SearchIndex.remove. Flushed before it returns."""
-        if not chunk_ids:
-            return
-        operation = qdrant.UpdateOperation.delete_points(list(chunk_ids))
-        await self._in_thread(
-            lambda: self._call(lambda shard: _write(shard, operation))
-        )
+        """See SearchIndex.remove."""
+        if chunk_ids:
+            every = self._all
+            await self._write(lambda: every.remove(every.current, chunk_ids))
 
     async def search(
-        self, query: str, *, limit: int, collections: Sequence[Collection] | None = None
-    ) -> list[Hit]:
+        self,
+        *,
+        limit: int,
+        query: str | None = None,
+        vector: Sequence[float] | None = None,
+        stamp: EmbeddingStamp | None = None,
+        where: Where,
+    ) -> Legs:
         """See SearchIndex.search. A query of stop words alone finds nothing."""
 
-        def read() -> list[Hit]:
-            vector = self._model.embed_query(_encodable(query))
-            if not vector.indices:
-                self._call(_count)  # a broken index must not look like an empty answer
-                return []
-            request = qdrant.QueryRequest(
-                limit=limit,
-                query=qdrant.Query.Nearest(vector, using=_VECTOR),
-                filter=_filter(collections),
-                with_payload=False,
-            )
-            return [
-                Hit(chunk_id=str(point.id), score=float(point.score))
-                for point in self._call(lambda shard: shard.query(request))
-            ]
+        def read() -> Legs:
+            shard, words = self._all.current, None
+            if query is not None:
+                words = self._all.weights.query(query)
+            dense = None
+            if vector is not None:
+                points.refuse_query(vector, stamp, shard.made.stamp)
+                dense = [float(x) for x in vector]
+            bm25, near = shard.search(limit, words, dense, where)
+            return Legs(bm25=bm25, dense=near)
 
-        return await self._in_thread(read)
+        return await self._read(read)
+
+    async def entries(
+        self, chunk_ids: Sequence[str]
+    ) -> dict[str, tuple[Chunk, Document]]:
+        """See SearchIndex.entries."""
+
+        def read() -> dict[str, tuple[Chunk, Document]]:
+            records = self._all.current.retrieve(chunk_ids)
+            found = [points.read_payload(record.payload) for record in records]
+            return {chunk.id: (chunk, document) for chunk, document in found}
+
+        return await self._read(read)
+
+    async def ids(self, *, after: str | None = None, limit: int = 1000) -> list[str]:
+        """See SearchIndex.ids."""
+        return await self._read(lambda: self._all.current.ids(after, limit))
 
     async def count(self) -> int:
         """See SearchIndex.count."""
-        return await self._in_thread(lambda: self._call(_count))
 
-    async def clear(self) -> None:
+        def read() -> int:
+            return self._all.current.count()
+
+        return await self._read(read)
+
+    async def outdated(self) -> str | None:
+        """See SearchIndex.outdated."""
+
+        def read() -> str | None:
+            shard = self._all.current
+            return points.drifted(shard.made.avg_len, shard.sample_lengths())
+
+        return await self._read(read)
+
+    async def clear(self, stamp: EmbeddingStamp | None) -> None:
         """See SearchIndex.clear."""
-        await self._in_thread(self._reset)
+        await self._stop_graph()
+        every = self._all
+        await self._write(lambda: every.swap(every.start(stamp, None)))
+
+    async def rebuild(self, stamp: EmbeddingStamp | None) -> "EdgeRebuild":
+        """See SearchIndex.rebuild. Words are weighed by the mean length of this one's chunks."""
+        await self._stop_graph()
+        every = self._all
+        number = await self._write(lambda: every.start(stamp, every.mean_length()))
+
+        async def swapped() -> None:
+            self._written = _LOOK_EVERY
+            await self._look_for_graph()
+
+        return EdgeRebuild(every, number, self._write, swapped)
 
     async def close(self) -> None:
         """See SearchIndex.close. A second call does nothing."""
-        lock, self._lock = self._lock, None
-        if lock is None:
+        if self._closed:
             return
+        await self._stop_graph()
+        self._closed = True
         try:
+            # First: who still reads would open the files again.
+            await asyncio.to_thread(self._reader.shutdown)
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._detach)
+            await loop.run_in_executor(self._writer, self._all.end)
         finally:
-            self._thread.shutdown()
-            os.close(lock)  # which releases it
+            self._writer.shutdown()
+            self._folder.release()
 
-    async def _in_thread(self, action: Callable[[], T]) -> T:
-        if self._lock is None:
+    async def _write(self, action: Callable[[], T], /) -> T:
+        return await self._in(self._writer, action)
+
+    async def _read(self, action: Callable[[], T]) -> T:
+        def undisturbed() -> T:
+            with self._all.turn:
+                return action()
+
+        return await self._in(self._reader, undisturbed)
+
+    async def _in(self, thread: ThreadPoolExecutor, action: Callable[[], T]) -> T:
+        if self._closed:
             raise Unavailable("the search index is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+        return await asyncio.get_running_loop().run_in_executor(thread, action)
 
-    def _point(self, chunk: Chunk, document: Document) -> Any:
-        words = f"{document.path}\n{chunk.heading}\n{chunk.text}"
-        return qdrant.Point(
-            chunk.id,
-            {_VECTOR: self._model.embed_document(_encodable(words))},
-            {
-                "chunk_id": chunk.id,
-                "document_id": document.id,
-                "collection": str(document.collection),
-            },
-        )
+    async def _look_for_graph(self) -> None:
+        """Begin to build a graph in the background when one is worth it."""
+        if self._written < _LOOK_EVERY or self._graph is not None:
+            return
+        self._written = 0
+        with suppress(Unavailable):
+            if await self._read(lambda: self._all.current.wants_graph):
+                self._builder = GraphBuilder()
+                self._graph = asyncio.create_task(
+                    self._build_graph(self._builder), name="qdrant-graph"
+                )
 
-    def _call(self, action: Callable[[Any], T]) -> T:
-        """Run on the shard; on failure close it, load it again and try once more."""
-        for last in (False, True):
-            shard = self._attach()
-            try:
-                return action(shard)
-            except BaseException as error:  # the engine raises bare Exception, and its panics are not even that
-                self._detach()
-                if last:
-                    message = f"the search index at {self._path} failed: {error}"
-                    raise Unavailable(message) from error
-        raise AssertionError
-
-    def _begin(self) -> None:
-        """Load what is there; start empty where nothing usable is."""
-        if self._read_stamp() == self._stamp:
-            self._attach()
-        else:
-            self._reset()
-
-    def _attach(self) -> Any:
-        if self._shard is not None:
-            return self._shard
-        if self._read_stamp() != self._stamp:
-            raise IndexDamaged(f"the search index at {self._path} is gone or foreign")
+    async def _build_graph(self, builder: GraphBuilder) -> None:
+        """Copy, let a child build, bring the copy up to date, let it answer."""
+        wrong: str | None
         try:
-            self._shard = qdrant.EdgeShard.load(str(self._path / "shard"))
-        except BaseException as error:  # as in _call
-            message = f"the search index at {self._path} cannot be loaded: {error}"
-            raise IndexDamaged(message) from error
-        return self._shard
+            number, copied = await self._write(self._all.copy)
+            wrong = await builder.build(copied.folder, copied.dimension)
+            if wrong is None:
+                await self._write(lambda: self._all.catch_up(number))
+        except (Unavailable, OSError) as error:
+            wrong = str(error)
+        finally:
+            self._graph = None
+        if wrong is None:
+            self._written = _LOOK_EVERY  # many may have come meanwhile
+            await self._look_for_graph()
+        elif not builder.stopped:
+            _log.warning("index_graph_not_built", error=wrong)
 
-    def _detach(self) -> None:
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            with suppress(BaseException):  # after a panic even closing may panic
-                shard.close()
+    async def _stop_graph(self) -> None:
+        while (task := self._graph) is not None:
+            self._builder.stop()
+            await asyncio.wait([task])
 
-    def _reset(self) -> None:
-        """Start empty. The stamp goes first and comes last: half a reset is done again."""
-        self._detach()
+
+class EdgeRebuild:
+    """See ``nestor.ports.search_index.Rebuild``."""
+
+    def __init__(
+        self,
+        every: Generations,
+        number: int,
+        write: _InWriter,
+        swapped: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._all = every
+        self._number = number
+        self._write = write
+        self._swapped = swapped
+
+    async def upsert(self, entries: Sequence[Entry]) -> None:
+        """See Rebuild.upsert."""
+        if entries:
+            every = self._all
+            await self._run(lambda: every.upsert(every.next(self._number), entries))
+
+    async def remove(self, chunk_ids: Sequence[str]) -> None:
+        """See Rebuild.remove."""
+        every = self._all
+        await self._run(lambda: every.remove(every.next(self._number), chunk_ids))
+
+    async def swap(self) -> None:
+        """See Rebuild.swap."""
+        await self._run(lambda: self._all.swap(self._number))
+        await self._swapped()
+
+    async def discard(self) -> None:
+        """See Rebuild.discard. A second call does nothing, one after ``swap`` neither."""
+
+        def write() -> None:
+            with suppress(Unavailable):
+                self._all.next(self._number)
+                self._all.forget()
+
+        await self._run(write)
+
+    async def _run(self, action: Callable[[], T]) -> T:
         try:
-            if self._path.exists() and not self._path.is_dir():
-                self._path.unlink()
-            self._stamp_path.unlink(missing_ok=True)
-            if (shard := self._path / "shard").exists():
-                shutil.rmtree(shard)
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._shard = _create(shard)
-            _write_durably(self._stamp_path, msgspec.json.encode(self._stamp))
-        except BaseException as error:  # as in _call
-            self._detach()
-            message = f"the search index at {self._path} cannot be made: {error}"
-            raise Unavailable(message) from error
-
-    @property
-    def _stamp_path(self) -> Path:
-        return self._path / "stamp.json"
-
-    def _read_stamp(self) -> _Stamp | None:
-        try:
-            return msgspec.json.decode(self._stamp_path.read_bytes(), type=_Stamp)
-        except (OSError, msgspec.DecodeError):
-            return None
-
-
-def _create(shard: Path) -> Any:
-    shard.mkdir(mode=0o700)
-    sparse = qdrant.EdgeSparseVectorParams(modifier=qdrant.Modifier.Idf)
-    made = qdrant.EdgeShard.create(
-        str(shard), qdrant.EdgeConfig(sparse_vectors={_VECTOR: sparse})
-    )
-    keyword = qdrant.PayloadSchemaType.Keyword
-    made.update(qdrant.UpdateOperation.create_field_index("collection", keyword))
-    made.flush()
-    return made
-
-
-def _write(shard: Any, operation: Any) -> None:
-    shard.update(operation)
-    shard.flush()
-
-
-def _count(shard: Any) -> int:
-    return int(shard.count(qdrant.CountRequest(exact=True)))
-
-
-def _filter(collections: Sequence[Collection] | None) -> Any:
-    if collections is None:
-        return None
-    wanted = qdrant.MatchAny([str(one) for one in collections])
-    return qdrant.Filter(must=[qdrant.FieldCondition("collection", match=wanted)])
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates: the engine takes UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _take_lock(path: Path) -> int:
-    """Lock ``<path>.lock`` and write our process id into it."""
-    lock = path.with_name(path.name + ".lock")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(lock, flags, 0o600)
-    except OSError as error:
-        message = f"the search index at {path} cannot be opened: {error.strerror}"
-        raise Misconfigured(message) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
-        os.close(handle)
-        message = (
-            f"the search index at {path} is in use by process {holder or 'unknown'}; "
-            "stop it, or give this one another data folder"
-        )
-        raise Misconfigured(message) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+            return await self._write(action)
+        except IndexDamaged as error:  # that would be said of the one that answers
+            raise Unavailable(f"the rebuild failed: {error}") from error

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, Engine, event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -30,6 +30,8 @@ _TIME_MAY_HEAL = frozenset(
     }
 )
 _NOT_OURS = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+_READ_ONLY = "25006"
+"""What a PostgreSQL standby says to a write, until it is made the primary."""
 
 
 class Database:
@@ -38,6 +40,14 @@ class Database:
     def __init__(self, engine: AsyncEngine, url: str) -> None:
         self._engine = engine
         self.url = url
+        """With the password: for other openers, never for people."""
+        self._reading = (
+            engine
+            if engine.dialect.name == "sqlite"
+            else engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+        )
 
     @property
     def is_sqlite(self) -> bool:
@@ -52,9 +62,7 @@ class Database:
             from nestor.backends.sql.migrate import upgrade  # noqa: PLC0415 - a cycle
 
             await upgrade(url)
-        engine = create_async_engine(async_url(url), pool_pre_ping=not _is_sqlite(url))
-        if engine.dialect.name == "sqlite":
-            prepare_sqlite(engine.sync_engine)
+        engine = new_engine(url)
         try:
             yield cls(engine, url)
         finally:
@@ -63,18 +71,37 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with translated():
+        with translated(self.url):
             async with self._engine.begin() as connection:
                 yield connection
+
+    async def serialise(self, connection: AsyncConnection, key: int) -> None:
+        """Let one transaction at a time go on from here, of those that say the same ``key``.
+
+        SQLite has one writer anyway. Raises ``Unavailable`` after waiting too long.
+        """
+        if not self.is_sqlite:
+            await connection.execute(select(func.pg_advisory_xact_lock(key)))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Read one snapshot without taking the write lock; what is written here is lost."""
-        with translated():
-            async with self._engine.connect() as connection:
+        with translated(self.url):
+            async with self._reading.connect() as connection:
                 if self.is_sqlite:
                     await connection.execution_options(nestor_read=True)
                 yield connection
+
+
+def new_engine(url: str) -> AsyncEngine:
+    """Make an engine for any database that Nestor can use; nothing is opened yet."""
+    if not _is_sqlite(url):
+        from nestor.backends.sql.postgresql import engine_of  # noqa: PLC0415 - a driver few need
+
+        return engine_of(async_url(url))
+    engine = create_async_engine(async_url(url))
+    prepare_sqlite(engine.sync_engine)
+    return engine
 
 
 def async_url(url: str) -> str:
@@ -157,26 +184,51 @@ def _use_wal(cursor: Any) -> None:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn driver errors that time may heal into ``Unavailable``; others are bugs."""
+def translated(url: str | None = None) -> Iterator[None]:
+    """Turn driver errors that time may heal into ``Unavailable``; others are bugs.
+
+    ``url``: which database; a server is then named in the message, without its password.
+    """
     try:
         yield
     except PoolTimeout as error:
         message = f"the database does not answer: {error}"
         raise Unavailable(message) from error
     except DBAPIError as error:
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        if code is None:
-            heals = isinstance(error, OperationalError | InterfaceError)
+        if getattr(error.orig, "sqlite_errorcode", None) is not None:
+            healed = _of_sqlite(error)
         else:
-            heals = code & 0xFF in _TIME_MAY_HEAL
-            if code & 0xFF in _NOT_OURS:
-                message = (
-                    f"the database file is damaged or no database ({error.orig}): "
-                    "restore a backup, or set NESTOR_DATABASE_URL to another"
-                )
-                raise Misconfigured(message) from error
-        if not heals:
+            healed = _of_server(error, url)
+        if healed is None:
             raise
-        message = f"the database does not answer: {error.orig}"
-        raise Unavailable(message) from error
+        raise healed from error
+
+
+def _of_sqlite(error: DBAPIError) -> Unavailable | Misconfigured | None:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    if code in _NOT_OURS:
+        return Misconfigured(
+            f"the database file is damaged or no database ({error.orig}): "
+            "restore a backup, or set NESTOR_DATABASE_URL to another"
+        )
+    if code not in _TIME_MAY_HEAL:
+        return None
+    return Unavailable(f"the database does not answer: {error.orig}")
+
+
+def _of_server(error: DBAPIError, url: str | None) -> Unavailable | None:
+    """A lost connection, a lock or a statement that took too long, a deadlock, a standby.
+
+    What only the operator can mend is an outage, too, once the stack runs: it may be
+    mended meanwhile.
+    """
+    heals = isinstance(error, OperationalError | InterfaceError)
+    state = getattr(error.orig, "sqlstate", None)
+    if not heals and not error.connection_invalidated and state != _READ_ONLY:
+        return None
+    said = " ".join(str(error.orig).split())
+    if url is None or _is_sqlite(url):
+        return Unavailable(f"the database does not answer: {said}")
+    from nestor.backends.sql.postgresql import place_of  # noqa: PLC0415 - a driver few need
+
+    return Unavailable(f"the database does not answer: {place_of(url)}: {said}")

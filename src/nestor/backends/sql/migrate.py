@@ -9,7 +9,12 @@ from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, inspect, text
 
-from nestor.backends.sql.database import prepare_sqlite, sync_url, translated
+from nestor.backends.sql.database import (
+    new_engine,
+    prepare_sqlite,
+    sync_url,
+    translated,
+)
 from nestor.errors import Misconfigured
 
 HEAD = "0004"
@@ -19,6 +24,8 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 _VERSIONS = "alembic_version"
 _ADVISORY_LOCK = 0x6E657374
 """Any number, the same in every process: PostgreSQL's lock for "Nestor migrates"."""
+_WAIT_MS = 300_000
+"""How long a process waits for another one that migrates."""
 
 
 async def upgrade(url: str) -> None:
@@ -27,32 +34,53 @@ async def upgrade(url: str) -> None:
     Raises ``Misconfigured`` for a database that a newer version made, ``Unavailable``
     when it does not answer.
     """
-    await asyncio.to_thread(_upgrade, url)
+    if sync_url(url).startswith("sqlite"):
+        await asyncio.to_thread(_upgrade_sqlite, url)
+    else:
+        await _upgrade_postgresql(url)
 
 
-def _upgrade(url: str) -> None:
+def _upgrade_sqlite(url: str) -> None:
     engine = create_engine(sync_url(url))
-    if engine.dialect.name == "sqlite":
-        prepare_sqlite(engine)
+    prepare_sqlite(engine)
     try:
         with translated():
             with engine.connect() as connection:
-                if engine.dialect.name == "sqlite":
-                    connection.execution_options(nestor_read=True)
+                connection.execution_options(nestor_read=True)
                 if _revision(connection) == HEAD:
                     return
-            # On SQLite BEGIN IMMEDIATE is the lock: the second process waits here, then
-            # finds nothing left to do.
+            # BEGIN IMMEDIATE is the lock: the second process waits here, then finds
+            # nothing left to do.
             with engine.begin() as connection:
-                if engine.dialect.name == "postgresql":
-                    connection.execute(
-                        text("SELECT pg_advisory_xact_lock(:key)"),
-                        {"key": _ADVISORY_LOCK},
-                    )
                 if _revision(connection) != HEAD:
                     _migrate(connection)
     finally:
         engine.dispose()
+
+
+async def _upgrade_postgresql(url: str) -> None:
+    from nestor.backends.sql import postgresql  # noqa: PLC0415 - a driver few need
+
+    await postgresql.look(
+        url
+    )  # says best what is wrong with the server, and how to mend
+    engine = new_engine(url)
+    try:
+        with translated(url):
+            async with engine.connect() as connection:
+                await connection.run_sync(postgresql.refuse_server)
+                if await connection.run_sync(_revision) == HEAD:
+                    return
+            async with engine.begin() as connection:
+                await connection.execute(text("SET LOCAL statement_timeout = 0"))
+                await connection.execute(text(f"SET LOCAL lock_timeout = {_WAIT_MS}"))
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
+                )
+                if await connection.run_sync(_revision) != HEAD:
+                    await connection.run_sync(_migrate)
+    finally:
+        await engine.dispose()
 
 
 def _revision(connection: Connection) -> str | None:

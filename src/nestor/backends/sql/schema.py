@@ -98,15 +98,28 @@ chunk = Table(
     Column("text", Text, nullable=False),
     Column("start", Integer, nullable=False),
     Column("end", Integer, nullable=False),
-    Column("indexed", Integer, nullable=False),
     Column("first_line", Integer),
     Column("last_line", Integer),
     Column("page", Integer),
     Column("digest", String(64), nullable=False, server_default=""),
     Index("ix_chunk_digest", "digest"),
     Index("ix_chunk_document_id", "document_id"),
-    Index("ix_chunk_indexed", "indexed"),
 )
+
+chunk_place = Table(
+    "chunk_place",
+    metadata,
+    Column(
+        "seq",
+        ForeignKey("chunk.seq", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("indexed", Integer, nullable=False),
+    Index("ix_chunk_place_indexed", "indexed", "seq"),
+)
+"""Where a chunk stands in the search index; see ``knowledge_rows``. Beside ``chunk``, whose
+rows are long and have a full-text index that PostgreSQL writes anew at every change."""
 
 embedding = Table(
     "embedding",

@@ -16,10 +16,7 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         _full_text_sqlite()
     else:
-        op.execute(
-            "CREATE INDEX ix_chunk_full_text ON chunk "
-            "USING gin (to_tsvector('english', heading || ' ' || text))"
-        )
+        _full_text_postgresql()
 
 
 def _tasks() -> None:
@@ -169,3 +166,23 @@ def _full_text_sqlite() -> None:
         ("chunk_fts_update", "AFTER UPDATE OF seq, text, heading", remove + add),
     ):
         op.execute(f"CREATE TRIGGER {name} {when} ON chunk BEGIN {body} END")
+
+
+def _full_text_postgresql() -> None:
+    # English word stems and no stop words, as on SQLite. A vector holds 1 MiB at most,
+    # and a text over it could not be stored: the first 200,000 characters are found.
+    op.execute(
+        "CREATE TEXT SEARCH DICTIONARY nestor_stem"
+        " (TEMPLATE = snowball, Language = english)"
+    )
+    op.execute("CREATE TEXT SEARCH CONFIGURATION nestor (COPY = simple)")
+    op.execute(
+        "ALTER TEXT SEARCH CONFIGURATION nestor ALTER MAPPING FOR"
+        " asciiword, word, numword WITH nestor_stem"
+    )
+    signs = "!\"#$%&''()*+,-./:;<=>?@[\\]^_`{|}~"  # '' is one quote
+    op.execute(
+        "CREATE INDEX ix_chunk_full_text ON chunk USING gin (to_tsvector('nestor',"
+        " translate(left(heading || ' ' || text, 200000),"
+        f" '{signs}', '{' ' * (len(signs) - 1)}')))"
+    )

@@ -11,6 +11,21 @@ branch_labels = None
 depends_on = None
 
 _BATCH = 1000
+_TABLES = (
+    *("task", "iteration", "task_event", "event_outbox", "document", "chunk"),
+    *(
+        "chunk_place",
+        "embedding",
+        "skill",
+        "chunk_removed",
+        "counter",
+        "api_key",
+        "page_link",
+    ),
+    *("page_session", "model_call", "spend", "journal", "budget", "lease"),
+    *("interaction", "feedback"),
+)
+"""Ours: others may stand beside them in the same database."""
 
 
 def upgrade() -> None:
@@ -38,7 +53,58 @@ def upgrade() -> None:
         sa.Column("body", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_skill"),
     )
+    _places()
     _fill_digests()
+    if op.get_bind().dialect.name == "postgresql":
+        _compare_as_bytes()
+
+
+def _places() -> None:
+    """All chunks wait: the index of before holds no vectors, and is filled anew."""
+    op.create_table(
+        "chunk_place",
+        sa.Column("seq", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("indexed", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("seq", name="pk_chunk_place"),
+        sa.ForeignKeyConstraint(
+            ["seq"], ["chunk.seq"], name="fk_chunk_place_seq", ondelete="CASCADE"
+        ),
+    )
+    op.execute("INSERT INTO chunk_place (seq, indexed) SELECT seq, 0 FROM chunk")
+    op.create_index("ix_chunk_place_indexed", "chunk_place", ["indexed", "seq"])
+    op.drop_index("ix_chunk_indexed", "chunk")
+    op.drop_column("chunk", "indexed")
+
+
+def _compare_as_bytes() -> None:
+    """Order text as SQLite does, whatever the language of the database.
+
+    In a language's order times and ids may not come as they do in bytes.
+    """
+    columns = (
+        op.get_bind()
+        .execute(
+            sa.text(
+                "SELECT table_name, column_name, character_maximum_length AS length"
+                " FROM information_schema.columns WHERE table_schema = current_schema()"
+                " AND data_type IN ('text', 'character varying')"
+                " ORDER BY table_name, ordinal_position"
+            )
+        )
+        .all()
+    )
+    for table in _TABLES:
+        changes = (
+            f'ALTER COLUMN "{name}" TYPE {_type(length)} COLLATE "C"'
+            for of_table, name, length in columns
+            if of_table == table
+        )
+        if changed := ", ".join(changes):
+            op.execute(f'ALTER TABLE "{table}" {changed}')
+
+
+def _type(length: int | None) -> str:
+    return "text" if length is None else f"varchar({length})"
 
 
 def _fill_digests() -> None:

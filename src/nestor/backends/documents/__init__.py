@@ -1,0 +1,5 @@
+"""Reads Markdown, text, code, HTML and PDF in child processes with limits."""
+
+from nestor.backends.documents.children import DocumentChildren
+
+__all__ = ["DocumentChildren"]

@@ -1,0 +1,1 @@
+"""Embeddings: a server of them over HTTP, or an ONNX model in this process."""

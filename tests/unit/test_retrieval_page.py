@@ -1,0 +1,96 @@
+"""The page of retrieval benchmarks says what the results say."""
+
+import re
+from typing import Any
+
+import pytest
+from bench.knowledge import page
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    written = page.PAGE.read_text()
+    assert page.filled(written) == written, "run: python -m bench.knowledge.page"
+
+
+def test_every_table_of_the_page_is_known_and_shown_once() -> None:
+    names = re.findall(r"<!-- measured: ([a-z0-9-]+) -->", page.PAGE.read_text())
+    assert sorted(names) == sorted(page.PARTS)
+
+
+def test_a_number_written_by_hand_is_overwritten() -> None:
+    written = page.PAGE.read_text()
+    changed = written.replace("<!-- end -->", "| 1 | 2 |\n<!-- end -->")
+    assert changed != written
+    assert page.filled(changed) == page.filled(written)
+
+
+def collections(bm25: float, dense: float, fused: float) -> dict[str, Any]:
+    legs = {"bm25": bm25, "dense": dense, "fused": fused}
+    seen = {
+        "legs": {name: {"ndcg@10": n, "recall@100": n} for name, n in legs.items()},
+        "documents": 5,
+        "queries": 2,
+        "embedder": "m@1:3",
+    }
+    return {**made_on(), "collections": {"cranfield": seen, "other": seen}}
+
+
+def made_on() -> dict[str, Any]:
+    machine = {"cores": 2, "cpu": "c", "memory_gib": 1, "kernel": "k", "python": "3"}
+    return {
+        "command": "x",
+        "at": "2026-01-01",
+        "machine": {**machine, "load": [1.0]},
+        "versions": {"commit": "abc"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ((0.39, 0.30, 0.46), ["reached", "reached", "reached", "reached"]),
+        ((0.389, 0.30, 0.459), ["**missed**", "**missed**", "reached", "reached"]),
+        ((0.47, 0.30, 0.47), ["reached", "reached", "**missed**", "**missed**"]),
+    ],
+)
+def test_a_missed_quality_is_called_missed(
+    seen: tuple[float, float, float], words: list[str]
+) -> None:
+    told = page.quality(collections(*seen))
+    rows = [line for line in told.splitlines() if line.endswith(("reached |", "** |"))]
+    assert [row.split(" | ")[-1].removesuffix(" |") for row in rows] == words
+
+
+@pytest.mark.parametrize(
+    ("times", "recall", "us", "words"),
+    [
+        (1.3, 0.99, 99.9, ["reached"] * 3),
+        (1.31, 0.989, 100.0, ["**missed**"] * 3),
+    ],
+)
+def test_a_slow_or_forgetful_index_is_called_so(
+    times: float, recall: float, us: float, words: list[str]
+) -> None:
+    ratio = {"median": times, "low": 1.0, "high": 9.0}
+    systems = {"raw": {"nestor_by_this_p50": ratio}, "nestor": {"recall@10": recall}}
+    told = page.latency_targets(
+        {
+            **made_on(),
+            "searches": {"none": systems},
+            "cached_context": {"calls": 5, "p50_us": us},
+        }
+    )
+    rows = told.splitlines()[2:5]
+    assert [row.split(" | ")[-1].removesuffix(" |") for row in rows] == words
+
+
+@pytest.mark.parametrize(
+    ("times", "share", "word"), [(50.0, 0.9, "reached"), (49.9, 0.89, "**missed**")]
+)
+def test_a_slow_ingest_is_called_so(times: float, share: float, word: str) -> None:
+    ours = {"first_by_again": times, "first": {"embedder_share_of_time": share}}
+    told = page.ingest_targets(
+        {**made_on(), "systems": {"nestor": ours}, "embedder": "m", "revision": "1"}
+    )
+    for row in told.splitlines()[2:4]:
+        assert row.endswith(f"{word} |")
