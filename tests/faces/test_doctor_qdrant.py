@@ -81,7 +81,7 @@ async def _row(cli: Cli, server: QdrantStandIn) -> tuple[dict[str, Any], int]:
         "NESTOR_QDRANT_URL": server.base_url,
         "NESTOR_QDRANT_API_KEY": KEY,
     }
-    done = await asyncio.to_thread(cli, "doctor", "--json")
+    done = await asyncio.to_thread(cli, "doctor", "--json", timeout=120)
     assert KEY not in done.stdout + done.stderr
     found = json.loads(done.stdout)["findings"]
     [row] = [one for one in found if one["what"] == "search index"]
@@ -120,5 +120,5 @@ async def test_doctor_says_what_is_wrong_with_the_server(cli: Cli) -> None:
 
 
 def test_doctor_asks_nobody_without_a_server(cli: Cli) -> None:
-    found = json.loads(cli("doctor", "--json").stdout)["findings"]
+    found = json.loads(cli("doctor", "--json", timeout=120).stdout)["findings"]
     assert "search index" not in {one["what"] for one in found}

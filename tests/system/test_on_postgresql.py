@@ -30,6 +30,33 @@ asyncio.run(main())
 """
 
 
+ENDED = """
+import asyncio, sys
+from nestor.backends.dbos.engine import DbosEngine
+from nestor.backends.sql.database import Database
+
+async def main():
+    async with Database.open(sys.argv[1]) as database:
+        engine = DbosEngine(sys.argv[1], executor_id="a", workers=1, on_failure=None)
+        done = asyncio.Event()
+
+        async def workflow(task_id, steps):
+            print("begun", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+            done.set()
+
+        await engine.start(workflow)
+        async with database.write() as connection:
+            await connection.run_sync(engine.enqueue_in, "a", priority=1)
+        await done.wait()
+        await asyncio.sleep(1)  # the outcome is being written, and cannot be
+        await engine.stop()
+        print("ended", flush=True)
+
+asyncio.run(main())
+"""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
     with postgres.running() as running:
@@ -158,3 +185,27 @@ def test_a_server_that_refuses_keeps_the_stack_from_starting_by_name(
         assert "NESTOR_DATABASE_URL" in done.stderr
         assert "Traceback" not in done.stderr
         assert PASSWORD not in done.stderr + done.stdout
+
+
+@pytest.mark.heavy
+def test_a_process_ends_though_the_server_is_gone(
+    server: Postgres, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDED, server.url(server.database())],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        server.stop()
+        try:
+            out, err = child.communicate("go on\n", timeout=40)
+        finally:
+            child.kill()
+            server.start()
+    assert (child.returncode, out) == (0, "ended\n"), err
+    assert PASSWORD not in err

@@ -280,4 +280,15 @@ FAULTS = (
         ),
         (_URLS, "-k", "database_urls_that_work"),
     ),
+    Fault(
+        "aidb sql: the engine writes on while the process ends",
+        (
+            (
+                "backends/dbos/engine.py",
+                "            database._retry_connection_errors = False",
+                "            pass",
+            ),
+        ),
+        ("tests/system/test_on_postgresql.py", "-k", "ends_though"),
+    ),
 )

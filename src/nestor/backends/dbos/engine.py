@@ -70,6 +70,7 @@ class DbosEngine:
         self._poll_s = poll_s
         self._engine: sa.Engine | None = None
         self._client: DBOSClient | None = None
+        self._dbos: DBOS | None = None
         self._running: dict[str, asyncio.Task[Any]] = {}
         self._abandoned: set[str] = set()
         self._stopping = False
@@ -113,7 +114,7 @@ class DbosEngine:
             raise
 
     def _launch(self, workflow: Workflow) -> None:
-        dbos = DBOS(config=self._config())
+        dbos = self._dbos = DBOS(config=self._config())
 
         async def run_task(task_id: str) -> None:
             await self._run(workflow, task_id)
@@ -153,6 +154,7 @@ class DbosEngine:
             return
         self._stopping = True
         _quiet(logging.ERROR)  # DBOS warns of each cancelled workflow
+        self._give_up_writing()
         running = set(self._running.values())
         for task in running:
             task.cancel()
@@ -167,6 +169,15 @@ class DbosEngine:
             await asyncio.to_thread(self._uncount, sorted(self._abandoned))
         finally:
             await self._close()
+
+    def _give_up_writing(self) -> None:
+        """Let no thread wait for a server that is away: the process could not end.
+
+        What is not written is done again at the next start.
+        """
+        database = self._dbos._sys_db_field if self._dbos else None  # noqa: SLF001 - dbos is pinned
+        if database is not None:
+            database._retry_connection_errors = False  # noqa: SLF001
 
     def enqueue_in(
         self,
