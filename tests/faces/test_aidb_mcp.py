@@ -40,6 +40,7 @@ async def connected(
                 "NESTOR_HOME": str(face.nestor.settings.home),
                 "NESTOR_API_KEY": key,
                 "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             },
         )
         async with Client(stdio_client(program), mode=mode) as client:

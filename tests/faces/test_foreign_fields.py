@@ -33,6 +33,17 @@ BODIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("aidb", "/context", {"query": "x"}),
     ("aidb", "/search", {"query": "x"}),
     ("aidb", "/documents", {"project": "p", "path": "a", "content": "x"}),
+    (
+        "aidb",
+        "/skills",
+        {
+            "id": "s",
+            "kind": "skill",
+            "title": "t",
+            "text": "x",
+            "created_at": "2026-01-01T00:00:00Z",
+        },
+    ),
 )
 
 
@@ -84,7 +95,7 @@ async def stored(face: Whole) -> list[Any]:
         await face.nestor.ralph.get("held")
         if await face.nestor.ralph.counts()
         else None,
-        await face.nestor.aidb.all(limit=100),
+        (await face.nestor.aidb.documents.page(limit=100))[0],
         await face.nestor.ralph.counts(),
         [key.id for key in await face.nestor.keys.all()],
     ]

@@ -13,6 +13,7 @@ from tests.servers.scripted_model import Rule, ScriptedModel
 
 from nestor.aidb.extract import answer_by_extraction
 from nestor.aidb.service import Aidb
+from nestor.backends.documents.children import DocumentChildren
 from nestor.backends.files.call_journal import FileCallJournal
 from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.openai.client import OpenAIClient
@@ -150,7 +151,11 @@ async def rig(
         stack.callback(log.close)
         index = await enter(await QdrantEdgeIndex.open(folder / "qdrant"))
         aidb = Knowledge(
-            SqlKnowledgeStore(database), index, LearningClient(log, "aidb")
+            SqlKnowledgeStore(database),
+            index,
+            LearningClient(log, "aidb"),
+            reader=await enter(DocumentChildren(most=1)),
+            canary_s=0,
         )
         await aidb.start()
         stack.push_async_callback(aidb.stop)

@@ -134,7 +134,7 @@ async def _run_and_kill(home: Path, first: int, after_s: float) -> list[str]:
         str(first),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
     )
     assert child.stdout is not None
     async with asyncio.timeout(300):

@@ -195,8 +195,8 @@ async def test_what_is_written_while_the_index_is_made_anew_is_in_both(
         await asyncio.sleep(0.05)
         return await each(*args, **named)
 
-    await world.add("a.md", sections(300))
     doomed = await world.add("doomed.md", "A doomed dodo.\n")
+    await world.add("a.md", sections(300))
     await world.embedded()
     monkeypatch.setattr("nestor.aidb.index_keeper._BATCH", 8)
     monkeypatch.setattr(world.store, "each", slowly)
