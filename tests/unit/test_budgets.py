@@ -14,14 +14,13 @@ from nestor.backends.sql.database import Database
 from nestor.coordinator import budgets as module
 from nestor.coordinator.budgets import (
     ASK_AGAIN_S,
-    DEFAULT_OUTPUT_TOKENS,
     IDLE_S,
     Budgets,
     Reservation,
     estimate,
 )
 from nestor.errors import BudgetExceeded, Unavailable
-from nestor.model.routing import Charge, Deployment, Kind, Side
+from nestor.model.routing import DEFAULT_MAX_TOKENS, Charge, Deployment, Kind, Side
 from nestor.ports.budget_store import Account, Slice, Spent
 
 D = Decimal
@@ -665,7 +664,7 @@ def deployment(**more: object) -> Deployment:
             None,
             (D("0.000453"), 111),
         ),
-        ({}, 3, None, (None, 1 + DEFAULT_OUTPUT_TOKENS)),
+        ({}, 3, None, (None, 1 + DEFAULT_MAX_TOKENS)),
         ({"price_input": D(1)}, 3, 1, (None, 2)),
         ({"price_output": D(1)}, 3, 1, (None, 2)),
         ({"price_input": D(1), "kind": Kind.EMBEDDINGS}, 300, None, (D("0.0001"), 100)),

@@ -255,13 +255,13 @@ async def test_a_death_between_commit_and_event_loses_and_repeats_none(
 async def test_a_taker_that_dies_between_batches_repeats_no_event(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestor.coordinator.metering.BATCH", 2)
+    monkeypatch.setattr("nestor.coordinator.folding.BATCH", 2)
     dead = rig.process()
     call(dead, *"abcde")
     kill(dead)
     taker = rig.process()
 
-    class KilledError(Exception):
+    class KilledError(BaseException):
         pass
 
     real = rig.ledger.fold
@@ -280,7 +280,7 @@ async def test_a_taker_that_dies_between_batches_repeats_no_event(
         left.close()
     kill(taker)
     assert rig.told() == ["a", "b"]
-    monkeypatch.setattr("nestor.coordinator.metering.BATCH", 2)
+    monkeypatch.setattr("nestor.coordinator.folding.BATCH", 2)
     # What is further back than the log's end is known by the place alone.
     asked: list[str] = []
     last = rig.process()
@@ -503,7 +503,7 @@ async def test_prometheus_hears_of_each_call_once_and_of_no_cached_answer(
         (
             Usage(input_tokens=MAX_TOKENS - 1, output_tokens=0),
             {"price_input": Decimal("0.000001")},
-            "0.000999999999",
+            "0.000099999999",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import msgspec
 
 from nestor.aidb.ingest import MAX_NAME
 from nestor.aidb.service import LEGS, MAX_LIMIT
+from nestor.coordinator.pricing import MAX_TOKENS
 from nestor.model.access import SCOPES
 from nestor.model.ids import TASK_ID
 from nestor.ralph.sealing import MAX_ITERATIONS, MAX_PHASE, MAX_TIMEOUT_S, PRIORITIES
@@ -75,7 +76,7 @@ _NARROWED: dict[str, dict[str, Json]] = {
     "RouteRequest": {
         "query": {"minLength": 1},
         "iteration": {"minimum": 1},
-        "max_tokens": {"minimum": 1},
+        "max_tokens": {"minimum": 1, "maximum": MAX_TOKENS},
     },
 }
 """Bounds that the services check by themselves, so that a type does not tell them."""
