@@ -195,8 +195,8 @@ FAULTS = (
         (
             (
                 f"{_IN}anthropic_messages.py",
-                '                self._parts.append({"type": "image_url", "image_url": {"url": url}})\n            else:\n                raise no_words(here, kind)',
-                '                self._parts.append({"type": "image_url", "image_url": {"url": url}})',
+                '                self._picture(block, here, "messages.content")\n            else:\n                raise no_words(here, kind)',
+                '                self._picture(block, here, "messages.content")',
             ),
         ),
         (_FACE, "-k", "carries_meaning"),
