@@ -23,7 +23,7 @@ from tests.system.sdk_talks import (
 )
 
 pytest_plugins = ("tests.system.sdk_running",)
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 USAGE = {
     "prompt_tokens": 120,

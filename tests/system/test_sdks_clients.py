@@ -12,7 +12,7 @@ from tests.system.sdk_stack import SPOKEN, UPSTREAM_KEYS, SdkStack
 from tests.system.sdk_talks import DIALECT_OF
 
 pytest_plugins = ("tests.system.sdk_running",)
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 USAGE = {

@@ -12,7 +12,7 @@ from tests.system.sdk_stack import SPOKEN, SdkStack, for_errors, until
 from tests.system.sdk_talks import CALLERS, b64, text_of_events
 
 pytest_plugins = ("tests.system.sdk_running",)
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 DOCUMENT = {

@@ -38,7 +38,7 @@ from tests.system.sdk_talks import (
 )
 
 pytest_plugins = ("tests.system.sdk_running",)
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "gateway"
 WRITE = os.environ.get("NESTOR_WRITE_GOLDEN") == "1"
