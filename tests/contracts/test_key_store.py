@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.sql import key_store, lookups
 from nestor.backends.sql.database import Database
@@ -448,15 +449,13 @@ async def test_a_locked_database_delays_the_note_and_no_request(
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.01)
     _, secret = await store.create("ci", ["read"])
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute("BEGIN IMMEDIATE")
+    async with locked(Path(database_url.removeprefix("sqlite:///"))):
         began = time.monotonic()
         for _ in range(100):
             assert await store.check(secret)
             await asyncio.sleep(0.005)
         assert time.monotonic() - began < 10
         assert await last_used(SqlKeyStore(database)) is None
-        other.rollback()
 
     async def written() -> bool:
         return await last_used(SqlKeyStore(database)) is not None

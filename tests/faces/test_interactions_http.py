@@ -1,7 +1,6 @@
 """Interactions over HTTP: context handed out, answers tracked, what of both is kept."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from tests.faces.spoken import events, fields, get, post
 from tests.faces.whole import Whole, whole
 from tests.servers.scripted_model import Rule, ScriptedModel
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.sql.interaction_store import SqlInteractionStore
 from nestor.errors import Unavailable
@@ -200,15 +200,9 @@ async def test_a_database_that_is_locked_costs_an_answer_seconds_not_itself(
     face: Whole, tmp_path: Path
 ) -> None:
     await post(face, "/route", {"query": "warm"})
-    direct = sqlite3.connect(tmp_path / "home" / "nestor.db", isolation_level=None)
-    direct.execute("BEGIN IMMEDIATE")
-    try:
-        async with asyncio.timeout(20):
-            routed = await post(face, "/route", {"query": "locked?"})
-            augmented = await post(face, "/augment_query", {"query": "locked?"})
-    finally:
-        direct.execute("ROLLBACK")
-        direct.close()
+    async with locked(tmp_path / "home" / "nestor.db"), asyncio.timeout(20):
+        routed = await post(face, "/route", {"query": "locked?"})
+        augmented = await post(face, "/augment_query", {"query": "locked?"})
     assert (routed.status, routed.json["response"]) == (200, "42")
     assert augmented.json["augmented_prompt"] == "locked?"
     for reply in (routed, augmented):

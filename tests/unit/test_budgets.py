@@ -1,13 +1,13 @@
 """Budgets in one process: what is reserved, settled, leased ahead and given back."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.sql.budget_store import SqlBudgetStore, charge
 from nestor.backends.sql.database import Database
@@ -629,12 +629,9 @@ async def test_a_database_that_hangs_holds_a_call_up_shortly(
 ) -> None:
     monkeypatch.setattr(module, "WAIT_S", 0.3)
     path = tmp_path / "sql" / "nestor.db"
-    with closing(sqlite3.connect(path)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(5):
-            with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
-                await budgets.reserve([KEY], usd=D(1), tokens=1)
-        other.rollback()
+    async with locked(path), asyncio.timeout(5):
+        with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
+            await budgets.reserve([KEY], usd=D(1), tokens=1)
     async with quiet(budgets):
         pass
     # The lease came late, and is not lost.
