@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from tests.contracts.outside import Outside, OutsidePostgres, outside_of
+from tests.contracts.outside import Outside, outside_of
 from tests.servers import postgres
 from tests.servers.postgres import Postgres
 
@@ -93,11 +93,12 @@ def fresh_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], st
     if request.param == "sqlite":
         return lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db"
     url = str(request.getfixturevalue("copied_url"))
-    other = OutsidePostgres(request.getfixturevalue("server"), url)
+    server: Postgres = request.getfixturevalue("server")
 
     def emptied() -> str:
         if next(numbers):
-            other.run(f"TRUNCATE {', '.join(schema.metadata.tables)} CASCADE")
+            tables = ", ".join(schema.metadata.tables)
+            server.run(f"TRUNCATE {tables} CASCADE", url.rpartition("/")[2])
         return url
 
     return emptied

@@ -1,20 +1,22 @@
-"""What others do to a database while it is tested, in SQLite's way and in PostgreSQL's."""
+"""What others do to a database while it is tested, in SQLite's way and in PostgreSQL's.
+
+What may have to wait does so in a thread: whoever holds the lock may need the event loop.
+"""
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     asynccontextmanager,
     closing,
-    contextmanager,
 )
 from pathlib import Path
 from typing import Protocol
 
 import psycopg
 from tests.servers.postgres import Postgres
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.sql.database import Database
 
@@ -28,7 +30,7 @@ class Outside(Protocol):
     elsewhere_url: str
     """Where it is found while it is ``away``."""
 
-    def run(self, *statements: str) -> None:
+    async def run(self, *statements: str) -> None:
         """Run statements, each in a transaction of its own."""
         ...
 
@@ -36,11 +38,11 @@ class Outside(Protocol):
         """Read."""
         ...
 
-    def writing(self) -> AbstractContextManager[None]:
+    def writing(self) -> AbstractAsyncContextManager[None]:
         """Hold every table, so that who writes has to wait, and who reads has not."""
         ...
 
-    def refusing(self, table: str) -> AbstractContextManager[None]:
+    def refusing(self, table: str) -> AbstractAsyncContextManager[None]:
         """Let every INSERT and UPDATE of a table fail, with an error that says "no"."""
         ...
 
@@ -62,31 +64,30 @@ class OutsideSqlite:
         self._elsewhere = self._file.parent.with_name("elsewhere")
         self.elsewhere_url = f"sqlite:///{self._elsewhere / self._file.name}"
 
-    def run(self, *statements: str) -> None:
-        with self._connected() as connection:
-            for statement in statements:
-                connection.execute(statement)
+    async def run(self, *statements: str) -> None:
+        for statement in statements:
+            async with locked(self._file) as other:
+                other.execute(statement)
+                other.commit()
 
     def rows(self, query: str) -> list[Row]:
         with self._connected() as connection:
             return connection.execute(query).fetchall()
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        async with locked(self._file):
             yield
-            connection.execute("ROLLBACK")
 
-    @contextmanager
-    def refusing(self, table: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def refusing(self, table: str) -> AsyncIterator[None]:
         for verb in ("INSERT", "UPDATE"):
-            self.run(
+            await self.run(
                 f"CREATE TRIGGER no_{verb} BEFORE {verb} ON {table}"
                 " BEGIN SELECT RAISE(ABORT, 'no'); END"
             )
         yield
-        self.run("DROP TRIGGER no_INSERT", "DROP TRIGGER no_UPDATE")
+        await self.run("DROP TRIGGER no_INSERT", "DROP TRIGGER no_UPDATE")
 
     @asynccontextmanager
     async def away(self, database: Database) -> AsyncIterator[None]:
@@ -115,35 +116,35 @@ class OutsidePostgres:
         self._elsewhere = f"{self._name}_elsewhere"
         self.elsewhere_url = server.url(self._elsewhere)
 
-    def run(self, *statements: str) -> None:
+    async def run(self, *statements: str) -> None:
         for statement in statements:
-            self._server.run(statement, self._name)
+            await asyncio.to_thread(self._server.run, statement, self._name)
 
     def rows(self, query: str) -> list[Row]:
         return self._server.rows(query, self._name)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
         tables = self.rows(
             "SELECT string_agg(quote_ident(table_name), ', ')"
             " FROM information_schema.tables WHERE table_schema = 'public'"
         )[0][0]
         with psycopg.connect(self.url) as connection:
             lock = f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE"
-            connection.execute(lock.encode())
+            await asyncio.to_thread(connection.execute, lock.encode())
             yield
             connection.rollback()
 
-    @contextmanager
-    def refusing(self, table: str) -> Iterator[None]:
-        self.run(
+    @asynccontextmanager
+    async def refusing(self, table: str) -> AsyncIterator[None]:
+        await self.run(
             "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql"
             " AS 'BEGIN RAISE EXCEPTION ''no''; END'",
             f"CREATE TRIGGER no BEFORE INSERT OR UPDATE ON {table}"
             " EXECUTE FUNCTION no()",
         )
         yield
-        self.run("DROP FUNCTION no() CASCADE")
+        await self.run("DROP FUNCTION no() CASCADE")
 
     @asynccontextmanager
     async def away(self, database: Database) -> AsyncIterator[None]:

@@ -40,7 +40,9 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def on(server: RedisServer, local: MemoryAnswers | None = None) -> RedisAnswers:
-    return RedisAnswers(RedisConnection(server.url), local=local or MemoryAnswers())
+    return RedisAnswers(
+        RedisConnection(server.url, user="answers"), local=local or MemoryAnswers()
+    )
 
 
 @dataclass

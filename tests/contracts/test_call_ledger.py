@@ -163,8 +163,9 @@ async def test_a_fold_is_all_or_nothing(
     await store.lease(account, holder="j", want=Slice(usd=Decimal(1), tokens=500))
     before = await everything(database)
     call = a_call("a", charges=(Charge(account="key:k", usd=Decimal(1), tokens=1),))
-    with outside.refusing(table), pytest.raises(DBAPIError, match="no"):
-        await ledger.fold(batch(1, call))
+    async with outside.refusing(table):
+        with pytest.raises(DBAPIError, match="no"):
+            await ledger.fold(batch(1, call))
     assert await everything(database) == before
     assert await ledger.fold(batch(1, call)) == 1
 
@@ -196,8 +197,9 @@ async def test_charges_move_from_what_is_leased_to_what_is_spent(
 async def test_a_database_that_is_locked_is_unavailable_and_loses_nothing(
     impatient: None, ledger: SqlCallLedger, outside: Outside
 ) -> None:
-    with outside.writing(), pytest.raises(Unavailable):
-        await ledger.fold(batch(1, a_call("a")))
+    async with outside.writing():
+        with pytest.raises(Unavailable):
+            await ledger.fold(batch(1, a_call("a")))
     assert await ledger.fold(batch(1, a_call("a"))) == 1
 
 

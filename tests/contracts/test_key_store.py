@@ -443,7 +443,7 @@ async def test_a_locked_database_delays_the_note_and_no_request(
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.01)
     _, secret = await store.create("ci", ["read"])
-    with outside.writing():
+    async with outside.writing():
         began = time.monotonic()
         for _ in range(100):
             assert await store.check(secret)
@@ -463,10 +463,10 @@ async def test_what_cannot_be_written_is_kept_tried_again_and_said_once(
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.02)
     _, secret = await store.create("ci", ["read"])
-    outside.run("ALTER TABLE api_key RENAME COLUMN last_used_at TO gone")
+    await outside.run("ALTER TABLE api_key RENAME COLUMN last_used_at TO gone")
     assert await store.check(secret)
     await asyncio.sleep(0.5)  # many attempts
-    outside.run("ALTER TABLE api_key RENAME COLUMN gone TO last_used_at")
+    await outside.run("ALTER TABLE api_key RENAME COLUMN gone TO last_used_at")
     assert await last_used(store) is not None
 
     async def written() -> bool:
@@ -484,9 +484,9 @@ async def test_closing_over_a_database_that_refuses_does_not_raise(
     store = SqlKeyStore(database)
     _, secret = await store.create("ci", ["read"])
     assert await store.check(secret)
-    outside.run("ALTER TABLE api_key RENAME TO gone")
+    await outside.run("ALTER TABLE api_key RENAME TO gone")
     await store.close()
-    outside.run("ALTER TABLE gone RENAME TO api_key")
+    await outside.run("ALTER TABLE gone RENAME TO api_key")
     assert await store.check(secret), "a request that is still running"
 
 

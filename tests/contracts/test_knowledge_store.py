@@ -792,12 +792,12 @@ async def test_what_the_keeper_asks_all_the_time_is_read_from_an_index(
     lacking = await store.unembedded(STAMP, limit=1500)
     await store.put_vectors(STAMP, {digest: [1, 2, 3] for digest, _ in lacking})
     rows = (f"('{n}', '{n}', 'x', 'c', 'h', 1, 'c', '{{}}', 't')" for n in range(3000))
-    outside.run(
+    await outside.run(
         "INSERT INTO document (id, project, path, collection, content_hash, size_bytes,"
         f" content, metadata, added_at) VALUES {', '.join(rows)}"
     )
     sqlite = outside.url.startswith("sqlite")
-    outside.run("ANALYZE")
+    await outside.run("ANALYZE")
     plan = repr(outside.rows(f"EXPLAIN {'QUERY PLAN' if sqlite else ''} {question}"))
     assert index in plan
     assert "TEMP B-TREE" not in plan

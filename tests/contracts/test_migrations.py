@@ -186,7 +186,7 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(
     empty_url: str, outside: Outside
 ) -> None:
     await migrate.upgrade(empty_url)
-    outside.run("UPDATE alembic_version SET version_num = '9999'")
+    await outside.run("UPDATE alembic_version SET version_num = '9999'")
     before = dump(outside)
     with pytest.raises(Misconfigured, match=r"newer Nestor.*restore a backup"):
         await migrate.upgrade(empty_url)
@@ -196,7 +196,7 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(
 async def test_a_migration_that_breaks_leaves_nothing_half_made(
     empty_url: str, outside: Outside
 ) -> None:
-    outside.run("CREATE TABLE model_call (mine TEXT)")
+    await outside.run("CREATE TABLE model_call (mine TEXT)")
     before = dump(outside)
     with pytest.raises(DBAPIError, match=r'model_call"? already exists'):
         await migrate.upgrade(empty_url)

@@ -44,7 +44,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def on(server: RedisServer) -> RedisQuota:
-    return RedisQuota(RedisConnection(server.url), local=MovingQuota())
+    return RedisQuota(RedisConnection(server.url, user="quotas"), local=MovingQuota())
 
 
 @pytest.fixture(params=["process", "redis", "redis, from another process"])
@@ -381,7 +381,7 @@ async def test_a_redis_that_was_never_there_is_found_when_it_comes(
 async def test_a_wrong_password_is_named_and_not_told(redis: RedisServer) -> None:
     wrong = "canary-wrong-password-7171"
     url = redis.url.replace(redis_server.PASSWORD, wrong)
-    quota = RedisQuota(RedisConnection(url), local=MovingQuota())
+    quota = RedisQuota(RedisConnection(url, user="quotas"), local=MovingQuota())
     assert await admitted(quota, 5, 3) == 3
     (seen,) = await quota.dependencies()
     assert "refuses the name or password in NESTOR_REDIS_URL" in seen.message

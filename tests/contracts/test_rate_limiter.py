@@ -11,7 +11,12 @@ from pydantic import SecretStr
 from tests.servers import redis_server
 from tests.servers.redis_server import RedisServer
 
-from nestor.backends.redis.rate_limiter import MAX_CONNECTIONS, RECOVERY_S, RedisWindow
+from nestor.backends.redis.connection import (
+    MAX_CONNECTIONS,
+    RECOVERY_S,
+    RedisConnection,
+)
+from nestor.backends.redis.rate_limiter import RedisWindow
 from nestor.errors import Misconfigured
 from nestor.model.health import HealthStatus
 from nestor.ports.rate_limiter import RateLimiter
@@ -45,7 +50,11 @@ async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         if request.param == "redis":
             url = request.getfixturevalue("redis").url
             limiter = RedisWindow(
-                url, limit, window_s, local=local, name=str(tmp_path).replace("/", "-")
+                RedisConnection(url, user="rate limits"),
+                limit,
+                window_s,
+                local=local,
+                name=str(tmp_path).replace("/", "-"),
             )
         made.append(limiter)
         return limiter
@@ -56,7 +65,12 @@ async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 def on(server: RedisServer, limit: int = 60, window_s: int = 60) -> RedisWindow:
-    return RedisWindow(server.url, limit, window_s, local=MovingWindow(limit, window_s))
+    return at(server.url, limit, window_s)
+
+
+def at(url: str, limit: int, window_s: int) -> RedisWindow:
+    connection = RedisConnection(url, user="rate limits")
+    return RedisWindow(connection, limit, window_s, local=MovingWindow(limit, window_s))
 
 
 async def admitted(limiter: RateLimiter, times: int, client: str = "a") -> int:
@@ -108,6 +122,8 @@ async def test_what_is_refused_does_not_count_and_the_window_moves(make: Make) -
 
 async def test_it_tells_where_counts_are_kept(make: Make) -> None:
     limiter = make(3, 60)
+    if isinstance(limiter, RedisWindow):
+        await until_shared(limiter)
     for one in await limiter.dependencies():
         assert one.status is HealthStatus.HEALTHY
         assert one.last_observed is not None
@@ -225,7 +241,7 @@ async def test_what_answers_but_is_no_redis_is_told(redis: RedisServer) -> None:
     server = await asyncio.start_server(garbage, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     url = f"redis://:{redis_server.PASSWORD}@127.0.0.1:{port}"
-    limiter = RedisWindow(url, 3, 60, local=MovingWindow(3, 60))
+    limiter = at(url, 3, 60)
     assert await admitted(limiter, 5) == 3
     (seen,) = await limiter.dependencies()
     assert seen.status is HealthStatus.DEGRADED
@@ -237,7 +253,7 @@ async def test_what_answers_but_is_no_redis_is_told(redis: RedisServer) -> None:
 async def test_a_wrong_password_is_named_and_not_told(redis: RedisServer) -> None:
     wrong = "canary-wrong-password-7171"
     url = redis.url.replace(redis_server.PASSWORD, wrong)
-    limiter = RedisWindow(url, 3, 60, local=MovingWindow(3, 60))
+    limiter = at(url, 3, 60)
     assert await admitted(limiter, 5) == 3
     (seen,) = await limiter.dependencies()
     assert "refuses the name or password in NESTOR_REDIS_URL" in seen.message
@@ -261,7 +277,8 @@ async def test_connections_are_few_and_closed_at_the_end(
 def test_without_the_packages_the_start_says_how_to_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.delitem(sys.modules, "nestor.backends.redis.rate_limiter")
+    for name in ("connection", "rate_limiter"):
+        monkeypatch.delitem(sys.modules, f"nestor.backends.redis.{name}")
     monkeypatch.setitem(sys.modules, package, None)
     home = tmp_path / "home"
     with pytest.raises(Misconfigured, match="NESTOR_REDIS_URL: needs the package"):

@@ -244,13 +244,18 @@ async def test_urgent_tasks_go_first_and_equals_in_order(bench: Bench) -> None:
 async def test_no_more_run_at_once_than_there_are_workers(bench: Bench) -> None:
     now: set[str] = set()
     most = 0
+    full = asyncio.Event()
 
     async def workflow(task_id: str, steps: Steps) -> None:
         async def work() -> None:
             nonlocal most
             now.add(task_id)
             most = max(most, len(now))
-            await asyncio.sleep(0.3)
+            if most == 3:
+                full.set()
+            async with asyncio.timeout(10):
+                await full.wait()
+            await asyncio.sleep(0.05)  # in which a fourth one would be seen
             now.discard(task_id)
 
         await steps.run("work", type(None), work)
@@ -424,6 +429,8 @@ async def test_what_another_process_runs_is_left_to_it(bench: Bench) -> None:
     async with bench.engine(workflow, executor_id="one") as engine:
         await bench.enqueue(engine, "t1")
         await until(engine.running, lambda names: names == ["t1"])
+        while not bench.log:
+            await asyncio.sleep(0.01)
     async with bench.engine(workflow, executor_id="two"):
         await asyncio.sleep(0.3)
     assert bench.log == ["t1"]

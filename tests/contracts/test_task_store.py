@@ -384,8 +384,9 @@ async def test_a_locked_database_is_unavailable_and_nothing_is_half_written(
     impatient: None, store: TaskStore, outside: Outside
 ) -> None:
     await store.add(a_task(), digest="d", enqueue=False)
-    with outside.writing(), pytest.raises(Unavailable):
-        await store.change("t1", TaskChange(output="x"))
+    async with outside.writing():
+        with pytest.raises(Unavailable):
+            await store.change("t1", TaskChange(output="x"))
     assert (await store.get("t1")).output == ""
 
 

@@ -106,7 +106,7 @@ async def test_what_was_said_is_there_after_a_restart_and_was_told_once(
 
 async def test_feedback_is_kept_under_the_key_that_gave_it(face: Whole) -> None:
     key = await face.key("model")
-    about = await asked(face)
+    about = await asked(face, key=key)
     said = {
         "interaction_id": about,
         "outcome": "partial",
@@ -116,16 +116,15 @@ async def test_feedback_is_kept_under_the_key_that_gave_it(face: Whole) -> None:
     done = await post(face, "/feedback", said, key=key)
     assert done.status == 201
     listed = (await get(face, "/keys")).json["keys"]
-    assert {name: done.json[name] for name in ("key_id", "key_name")} == {
-        "key_id": next(one["id"] for one in listed if one["name"] == "model"),
-        "key_name": "model",
-    }
-    assert {name: done.json[name] for name in said} == said
+    assert done.json["key_id"] == next(k["id"] for k in listed if k["name"] == "model")
+    # Who says it is told by the key; what its holder says of itself is a label.
+    expected = {**said, "source": "model", "label": "admin"}
+    assert {name: done.json[name] for name in expected} == expected
     mine = await post(
         face, "/feedback", {"interaction_id": about, "outcome": "failure"}
     )
-    assert (mine.json["key_id"], mine.json["key_name"]) == ("admin", "admin")
-    assert (mine.json["user_feedback"], mine.json["source"]) == (None, None)
+    assert (mine.json["key_id"], mine.json["source"]) == ("admin", "admin")
+    assert (mine.json["user_feedback"], mine.json["label"]) == (None, None)
     found = (await get(face, f"/interactions/{about}")).json
     assert found["feedback"] == [done.json, mine.json]
     assert found["standing"] == found["feedback"], "each key has a word of its own"
@@ -182,6 +181,20 @@ async def test_feedback_on_what_nobody_knows_is_not_found(
     assert (reply.status, fields(reply)) == (404, ["interaction_id"])
 
 
+async def test_a_key_judges_its_own_answers_only(face: Whole) -> None:
+    mine, other = await face.key("model"), await face.key("model")
+    service = await face.key("model", "service")
+    about = await asked(face, key=mine)
+    said = {"interaction_id": about, "outcome": "failure"}
+
+    replies = [
+        await post(face, "/feedback", said, key=key) for key in (other, service, mine)
+    ]
+
+    assert [reply.status for reply in replies] == [404, 201, 201]
+    assert fields(replies[0]) == ["interaction_id"]
+
+
 async def test_a_tasks_key_cannot_report_its_own_success(face: Whole) -> None:
     key = await face.key("model", "task:t1")
     about = await asked(face, key=key)
@@ -224,8 +237,9 @@ async def test_feedback_and_tracked_answers_reach_telemetry_once(
             "interaction_id": about,
             "outcome": "success",
             "user_feedback": None,
-            "source": "thumbs",
+            "source": "admin",
             "key_id": "admin",
+            "label": "thumbs",
         }
         assert feedback["source"] == "coordinator"
         (tracked,) = events(face, "interaction_tracked")

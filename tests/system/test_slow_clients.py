@@ -14,7 +14,7 @@ from tests.system.child import Child
 
 from nestor.web.wire import MAX_CONNECTIONS
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 LAYERS = ("dashboard", "ralph", "aidb", "coordinator", "learning")
 HELD = 1_000

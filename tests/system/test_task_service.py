@@ -1,12 +1,11 @@
 """The task service on real parts: approval, isolation, and what it tells of all tasks."""
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import DBAPIError
+from tests.servers.sqlite_lock import locked
 from tests.system.workbench import ADMIN, stack, task
 
 from nestor.errors import Conflict, Forbidden, NotFound
@@ -22,9 +21,8 @@ OTHER = Principal(key_id="other", scopes=frozenset({"approve", "submit"}))
 async def test_of_two_who_answer_at_once_the_loser_is_told(tmp_path: Path) -> None:
     async with stack(tmp_path / "home") as nestor:
         await nestor.ralph.submit(task(None, "true", task_id="t", **HELD), ADMIN)
-        with closing(sqlite3.connect(tmp_path / "home" / "nestor.db")) as holder:
-            # Both find the task waiting; neither can write yet.
-            holder.execute("BEGIN IMMEDIATE")
+        # Both find the task waiting; neither can write yet.
+        async with locked(tmp_path / "home" / "nestor.db"):
             answers = [
                 asyncio.create_task(
                     nestor.ralph.approve("t", approved=False, note=None, principal=who)
@@ -32,7 +30,6 @@ async def test_of_two_who_answer_at_once_the_loser_is_told(tmp_path: Path) -> No
                 for who in (ADMIN, OTHER)
             ]
             await asyncio.sleep(0.5)
-            holder.rollback()
         told = await asyncio.gather(*answers, return_exceptions=True)
         stored = await nestor.ralph.get("t")
 
@@ -62,16 +59,19 @@ async def test_a_task_that_waits_and_its_question_are_one_commit(
 ) -> None:
     held = task(None, "true", task_id="t", **HELD)
     async with stack(tmp_path / "home") as nestor:
-        with closing(sqlite3.connect(tmp_path / "home" / "nestor.db")) as other:
+        async with locked(tmp_path / "home" / "nestor.db") as other:
             other.execute(
                 "CREATE TRIGGER no_question BEFORE INSERT ON task_event "
                 "BEGIN SELECT RAISE(ABORT, 'no'); END"
             )
-            with pytest.raises(DBAPIError):
-                await nestor.ralph.submit(held, ADMIN)
-            with pytest.raises(NotFound):
-                await nestor.ralph.get("t")
+            other.commit()
+        with pytest.raises(DBAPIError):
+            await nestor.ralph.submit(held, ADMIN)
+        with pytest.raises(NotFound):
+            await nestor.ralph.get("t")
+        async with locked(tmp_path / "home" / "nestor.db") as other:
             other.execute("DROP TRIGGER no_question")
+            other.commit()
         stored = (await nestor.ralph.submit(held, ADMIN)).task
         (asked,) = await nestor.ralph.live("t", after=0)
 

@@ -134,7 +134,9 @@ async def two(tmp_path: Path, redis: RedisServer) -> AsyncIterator[list[World]]:
     for space in ("one", "one", "other"):
         home = tmp_path / f"{len(worlds)}"
         home.mkdir()
-        shared = RedisAnswers(RedisConnection(redis.url), local=MemoryAnswers(0))
+        shared = RedisAnswers(
+            RedisConnection(redis.url, user="answers"), local=MemoryAnswers(0)
+        )
         world = await World(home).open(shared=shared, space=space)
         world._stack.push_async_callback(shared.close)
         await world.aidb.start()

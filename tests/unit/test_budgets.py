@@ -1,27 +1,26 @@
 """Budgets in one process: what is reserved, settled, leased ahead and given back."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.sql.budget_store import SqlBudgetStore, charge
 from nestor.backends.sql.database import Database
 from nestor.coordinator import budgets as module
 from nestor.coordinator.budgets import (
     ASK_AGAIN_S,
-    DEFAULT_OUTPUT_TOKENS,
     IDLE_S,
     Budgets,
     Reservation,
     estimate,
 )
 from nestor.errors import BudgetExceeded, Unavailable
-from nestor.model.routing import Charge, Deployment, Kind, Side
+from nestor.model.routing import DEFAULT_MAX_TOKENS, Charge, Deployment, Kind, Side
 from nestor.ports.budget_store import Account, Slice, Spent
 
 D = Decimal
@@ -630,12 +629,9 @@ async def test_a_database_that_hangs_holds_a_call_up_shortly(
 ) -> None:
     monkeypatch.setattr(module, "WAIT_S", 0.3)
     path = tmp_path / "sql" / "nestor.db"
-    with closing(sqlite3.connect(path)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(5):
-            with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
-                await budgets.reserve([KEY], usd=D(1), tokens=1)
-        other.rollback()
+    async with locked(path), asyncio.timeout(5):
+        with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
+            await budgets.reserve([KEY], usd=D(1), tokens=1)
     async with quiet(budgets):
         pass
     # The lease came late, and is not lost.
@@ -665,7 +661,7 @@ def deployment(**more: object) -> Deployment:
             None,
             (D("0.000453"), 111),
         ),
-        ({}, 3, None, (None, 1 + DEFAULT_OUTPUT_TOKENS)),
+        ({}, 3, None, (None, 1 + DEFAULT_MAX_TOKENS)),
         ({"price_input": D(1)}, 3, 1, (None, 2)),
         ({"price_output": D(1)}, 3, 1, (None, 2)),
         ({"price_input": D(1), "kind": Kind.EMBEDDINGS}, 300, None, (D("0.0001"), 100)),

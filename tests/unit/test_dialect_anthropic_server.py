@@ -6,12 +6,12 @@ import pytest
 
 from nestor.coordinator.dialects.anthropic_messages import TOOL_FAILED
 from nestor.coordinator.dialects.to_anthropic import (
-    DEFAULT_MAX_TOKENS,
     Chunks,
     reply_of,
     request_of,
 )
 from nestor.errors import InvalidInput, UpstreamError
+from nestor.model.routing import DEFAULT_MAX_TOKENS
 
 HI = {"role": "user", "content": "hi"}
 ASK: dict[str, Any] = {"model": "m", "messages": [HI]}

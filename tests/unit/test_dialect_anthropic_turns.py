@@ -153,9 +153,10 @@ def objects(found: Any) -> list[dict[str, Any]]:
 
 def events_of(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events of chunks, each of a type that the SDK knows."""
-    making, splitter = FACE.events(ASKED), EventSplitter()
-    events = splitter.feed(b"".join([*map(making.feed, chunks), making.end()]))
-    assert splitter.rest() == b""
+    making = FACE.events(ASKED)
+    raw = b"".join([*map(making.feed, chunks), making.end()])
+    events = EventSplitter().feed(raw)
+    assert b"".join(events) == raw
     found = [data_of(event) for event in events]
     for event, data in zip(events, found, strict=True):
         assert data is not None

@@ -71,9 +71,8 @@ def test_the_transcript_is_the_same_to_the_byte(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_events_are_numbered_named_and_of_the_types_callers_know(name: str) -> None:
     _, raw = case(name)
-    splitter = EventSplitter()
-    events = splitter.feed(raw)
-    assert splitter.rest() == b""
+    events = EventSplitter().feed(raw)
+    assert b"".join(events) == raw
     said = [data for event in events if (data := data_of(event)) is not None]
     assert [data["sequence_number"] for data in said] == list(range(len(events)))
     for event, data in zip(events, said, strict=True):

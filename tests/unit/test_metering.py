@@ -1,7 +1,6 @@
 """The meter between a call's end and SQL: folding, events, outages, what it says of itself."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.contracts.test_call_journal import NOON, a_call, as_ended, die
+from tests.servers.sqlite_lock import locked
 
 from nestor.backends.files.call_journal import FileCallJournal
 from nestor.backends.files.event_log import FileEventLog, read_events
@@ -255,13 +255,13 @@ async def test_a_death_between_commit_and_event_loses_and_repeats_none(
 async def test_a_taker_that_dies_between_batches_repeats_no_event(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestor.coordinator.metering.BATCH", 2)
+    monkeypatch.setattr("nestor.coordinator.folding.BATCH", 2)
     dead = rig.process()
     call(dead, *"abcde")
     kill(dead)
     taker = rig.process()
 
-    class KilledError(Exception):
+    class KilledError(BaseException):
         pass
 
     real = rig.ledger.fold
@@ -280,7 +280,7 @@ async def test_a_taker_that_dies_between_batches_repeats_no_event(
         left.close()
     kill(taker)
     assert rig.told() == ["a", "b"]
-    monkeypatch.setattr("nestor.coordinator.metering.BATCH", 2)
+    monkeypatch.setattr("nestor.coordinator.folding.BATCH", 2)
     # What is further back than the log's end is known by the place alone.
     asked: list[str] = []
     last = rig.process()
@@ -360,17 +360,13 @@ async def test_a_database_that_stays_locked_bounds_the_end(
     monkeypatch.setattr("nestor.backends.sql.database.BUSY_TIMEOUT_MS", 20_000)
     monkeypatch.setattr("nestor.coordinator.metering._STOP_S", 0.2)
     async with Database.open(f"sqlite:///{rig.home / 'nestor.db'}") as database:
-        other = sqlite3.connect(rig.home / "nestor.db", isolation_level=None)
         rig.ledger = Ledger(database)
         metering = rig.process()
         await metering.start()
-        other.execute("BEGIN IMMEDIATE")
-        call(metering, "a")
-        try:
+        async with locked(rig.home / "nestor.db"):
+            call(metering, "a")
             async with asyncio.timeout(10):
                 await metering.stop()
-        finally:
-            other.close()
         async with running(rig.process()):
             pass
         assert rig.told() == ["a"]
@@ -503,7 +499,7 @@ async def test_prometheus_hears_of_each_call_once_and_of_no_cached_answer(
         (
             Usage(input_tokens=MAX_TOKENS - 1, output_tokens=0),
             {"price_input": Decimal("0.000001")},
-            "0.000999999999",
+            "0.000099999999",
         ),
     ],
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -33,9 +32,15 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-def client(base_url: str, session: aiohttp.ClientSession, **how: Any) -> OpenAIClient:
+def client(
+    base_url: str,
+    session: aiohttp.ClientSession,
+    *,
+    timeout_s: float = 5,
+    **how: Any,
+) -> OpenAIClient:
     deployment = Deployment(
-        name="far", side=Side.REMOTE, model="m", base_url=base_url, timeout_s=5
+        name="far", side=Side.REMOTE, model="m", base_url=base_url, timeout_s=timeout_s
     )
     return OpenAIClient(deployment, session, **how)
 
@@ -288,13 +293,17 @@ async def test_silence_is_the_upstreams_and_not_that_of_a_slow_reader(
 async def test_more_calls_than_a_pool_usually_holds_run_at_one_time(
     session: aiohttp.ClientSession,
 ) -> None:
-    async with ScriptedModel([Rule(reply="yes", delay_s=0.5)]) as model:
-        far = client(model.base_url, session)
-        began = time.monotonic()
-        await asyncio.gather(*(far.complete(ASK) for _ in range(150)))
+    async with ScriptedModel([Rule(reply="yes", delay_s=30)]) as model:
+        far = client(model.base_url, session, timeout_s=60)
+        asking = [asyncio.create_task(far.complete(ASK)) for _ in range(150)]
+        async with asyncio.timeout(25):
+            while len(model.chats) < 150:
+                await asyncio.sleep(0.05)
 
-        assert len(model.chats) == 150
-        assert time.monotonic() - began < 10
+        assert not any(one.done() for one in asking), "all of them at one time"
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)
 
 
 async def test_a_large_request_goes_out_whole_and_without_a_warning(

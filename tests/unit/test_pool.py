@@ -145,6 +145,14 @@ def test_who_is_held_back_comes_last() -> None:
     assert names(pool.of_side(Side.LOCAL)) == ["b", "d", "a"]
 
 
+def test_who_is_held_back_keeps_its_place_before_its_fallbacks() -> None:
+    pool = pool_of(deployment("a", fallbacks=("b",)), B)
+    open_breaker(pool.upstreams[0])
+
+    # Passed over in its turn, it is named to the caller: another answered for it.
+    assert names(pool.named("a")) == ["a", "b"]
+
+
 def test_fallbacks_to_nobody_and_in_a_circle_end() -> None:
     pool = pool_of(
         deployment("a", fallbacks=("b", "gone")), deployment("b", fallbacks=("a",))

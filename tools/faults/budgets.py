@@ -381,7 +381,13 @@ FAULTS = (
     ),
     Fault(
         "quota: a Redis that hangs is waited for by all",
-        (("backends/redis/connection.py", "with self._breaker.admit():", "if True:"),),
+        (
+            (
+                "backends/redis/connection.py",
+                "with self._breaker.admit() as permit:",
+                "if True:",
+            ),
+        ),
         (Q, "-k", "hangs"),
     ),
     Fault(

@@ -30,8 +30,8 @@ FAULTS = (
         (
             (
                 OPENAI_STREAM,
-                'larger(self._usage, usage_of(data["usage"]))',
-                'usage_of(data["usage"])',
+                "self._running = larger(self._running, counts)",
+                "self._running = counts",
             ),
         ),
         (STREAM, "-k", "largest"),
@@ -41,7 +41,7 @@ FAULTS = (
         (
             (
                 OPENAI_STREAM,
-                "return self._usage.output_tokens is not None",
+                "return self.usage().output_tokens is not None",
                 "return True",
             ),
         ),
@@ -90,7 +90,7 @@ FAULTS = (
         (
             (
                 SHARED,
-                "        self.complete = self._done\n",
+                "        self.complete = self._done and not self._last\n",
                 "        self.complete = True\n",
             ),
         ),

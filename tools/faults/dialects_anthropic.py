@@ -41,8 +41,8 @@ FAULTS = (
         (
             (
                 f"{_IN}anthropic_events.py",
-                'if not text.rstrip().endswith("}"):\n            return False',
-                'if not text.rstrip().endswith("}"):\n            return True',
+                '.endswith("}"):\n            return False',
+                '.endswith("}"):\n            return True',
             ),
         ),
         (_GOLDEN, "-k", "parallel"),
@@ -63,7 +63,7 @@ FAULTS = (
         (
             (
                 f"{_IN}anthropic_events.py",
-                "            input_of(block.said, block.name)\n        block.closed",
+                "            input_of(block.said.getvalue(), block.name)\n        block.closed",
                 "            pass\n        block.closed",
             ),
         ),
@@ -195,8 +195,8 @@ FAULTS = (
         (
             (
                 f"{_IN}anthropic_messages.py",
-                '                self._parts.append({"type": "image_url", "image_url": {"url": url}})\n            else:\n                raise no_words(here, kind)',
-                '                self._parts.append({"type": "image_url", "image_url": {"url": url}})',
+                '                self._picture(block, here, "messages.content")\n            else:\n                raise no_words(here, kind)',
+                '                self._picture(block, here, "messages.content")',
             ),
         ),
         (_FACE, "-k", "carries_meaning"),

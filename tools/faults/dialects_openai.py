@@ -167,7 +167,7 @@ FAULTS = (
         (
             (
                 f"{D}/responses_reply.py",
-                "    if not isinstance(read, int) or not isinstance(written, int):\n        return None\n",
+                "    if read is None or written is None:\n        return None\n",
                 "    read, written = read or 0, written or 0\n",
             ),
         ),

@@ -17,7 +17,7 @@ KILL = "tests/system/test_meter_kill.py"
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "journal: nobody holds the lock",
-        ((WRITER, "        fcntl.flock(fd, fcntl.LOCK_EX)\n", ""),),
+        ((WRITER, "        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", ""),),
         (J, "-k", "living_process"),
     ),
     Fault(
@@ -219,8 +219,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 LEDGER,
-                "        async with self._database.write() as connection:\n            if not await self._advance(connection, settled):\n                return 0\n            found = await connection.execute(",
-                "        async with self._database.write() as connection:\n            if not await self._advance(connection, settled):\n                return 0\n        async with self._database.write() as connection:\n            found = await connection.execute(",
+                "            return await self._fold(connection, settled)\n",
+                "            if not await self._advance(connection, settled):\n                return 0\n        async with self._database.write() as connection:\n            further = settled.position + 1\n            settled = msgspec.structs.replace(settled, position=further)\n            return await self._fold(connection, settled)\n",
             ),
         ),
         (L, "-k", "all_or_nothing"),
@@ -230,8 +230,13 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 LEDGER,
-                "            await add_spend(self._database, connection, new)\n",
-                "        async with self._database.write() as connection:\n            await add_spend(self._database, connection, new)\n",
+                "        await add_spend(self._database, connection, new)\n",
+                "        self._new = new\n",
+            ),
+            (
+                LEDGER,
+                "            return await self._fold(connection, settled)\n",
+                "            count = await self._fold(connection, settled)\n        async with self._database.write() as connection:\n            await add_spend(self._database, connection, self._new)\n        return count\n",
             ),
         ),
         (L, "-k", "all_or_nothing"),
@@ -311,8 +316,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 METER,
-                "            began = self._timer()\n            await self._ledger.fold(settled)\n",
-                "            began = self._timer()\n            self._journal.folded(settled)\n            await self._ledger.fold(settled)\n",
+                "            new = await folding.fold(settled)\n            if self._stopped:\n                return\n",
+                "            self._journal.folded(settled)\n            new = await folding.fold(settled)\n            if self._stopped:\n                return\n",
             ),
         ),
         (M, "-k", "without_a_database"),
@@ -322,8 +327,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 METER,
-                "            began = self._timer()\n            await self._ledger.fold(settled)\n",
-                "            began = self._timer()\n            self._learning.append([self._event(call) for call in settled.calls])\n            await self._ledger.fold(settled)\n",
+                "            new = await folding.fold(settled)\n            if self._stopped:\n                return\n",
+                "            self._learning.append([self._event(call) for call in settled.calls])\n            new = await folding.fold(settled)\n            if self._stopped:\n                return\n",
             ),
         ),
         (M, "-k", "between_commit_and_event"),
@@ -346,7 +351,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "meter: a taker asks the log about everything",
-        ((METER, "if settled.position >= before:", "if True:"),),
+        ((METER, "if not was_told(settled, before):", "if True:"),),
         (M, "-k", "between_batches"),
     ),
     Fault(

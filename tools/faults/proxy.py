@@ -323,9 +323,9 @@ FAULTS = (
         "each request waits for a Redis that hangs",
         (
             (
-                "backends/redis/rate_limiter.py",
-                '"redis", failures=FAILURES, recovery_s=RECOVERY_S',
-                '"redis", failures=10**6, recovery_s=RECOVERY_S',
+                "backends/redis/connection.py",
+                'f"redis {user}", failures=FAILURES,',
+                'f"redis {user}", failures=10**6,',
             ),
         ),
         ("tests/contracts/test_rate_limiter.py", "-k", "hangs"),
@@ -334,7 +334,7 @@ FAULTS = (
         "an outage of Redis is the client's error",
         (
             (
-                "backends/redis/rate_limiter.py",
+                "backends/redis/connection.py",
                 "except (RedisError, OSError, EOFError, ValueError) as error:",
                 "except EOFError as error:",
             ),
@@ -354,7 +354,7 @@ FAULTS = (
     ),
     Fault(
         "the connections to Redis stay open",
-        (("backends/redis/rate_limiter.py", "await self._pool.disconnect()", "pass"),),
+        (("backends/redis/connection.py", "await self.pool.disconnect()", "pass"),),
         ("tests/contracts/test_rate_limiter.py", "-k", "closed_at_the_end"),
     ),
     Fault(
@@ -393,7 +393,7 @@ FAULTS = (
         "Redis degraded looks well",
         (
             (
-                "backends/redis/rate_limiter.py",
+                "backends/redis/connection.py",
                 "status = HealthStatus.DEGRADED",
                 "status = HealthStatus.HEALTHY",
             ),

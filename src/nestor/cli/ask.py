@@ -119,7 +119,7 @@ def feedback(
         print_json(kept)
         return
     given = [str(one) for one in (outcome, score) if one is not None]
-    Screen().line(f"kept: {', '.join(given)}, said by the key {kept.get('key_name')}")
+    Screen().line(f"kept: {', '.join(given)}, said by the key {kept.get('source')}")
 
 
 def _check_mode(mode: str) -> None:

@@ -33,7 +33,9 @@ class Admission:
         Raises ``RateLimited``, ``BudgetExceeded``, ``Unavailable``; then nothing is taken.
         """
         deployment = upstream.deployment
-        usd, tokens = estimate(deployment, context.request_bytes, context.max_tokens)
+        usd, tokens = estimate(
+            deployment, context.request_bytes, context.max_tokens, context.answers
+        )
         taken: list[tuple[str, int]] = []
         try:
             for name, limit, cost, unit in (

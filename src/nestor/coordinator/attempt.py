@@ -46,7 +46,11 @@ class CallContext:
     """Who pays: those with limits."""
     request_bytes: int = 0
     max_tokens: int | None = None
+    answers: int = 1
+    """As many as are asked for, each of ``max_tokens``."""
     context_ids: tuple[str, ...] = ()
+    may_be_billed: bool = False
+    """An attempt failed of which nobody knows whether it costs anything."""
 
 
 @dataclass(slots=True)

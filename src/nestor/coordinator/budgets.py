@@ -19,7 +19,7 @@ from nestor.coordinator.budget_slice import Held, is_strict, name_of
 from nestor.coordinator.pricing import MAX_TOKENS
 from nestor.errors import BudgetExceeded, NestorError, Unavailable
 from nestor.model.money import pico, usd_of
-from nestor.model.routing import Charge, Deployment, Kind
+from nestor.model.routing import DEFAULT_MAX_TOKENS, Charge, Deployment, Kind
 from nestor.ports.budget_store import Account, BudgetStore, Slice
 from nestor.telemetry.logs import get_logger
 
@@ -33,8 +33,6 @@ WAIT_S = 5.0
 """The longest that a call waits for a lease."""
 BYTES_A_TOKEN = 3
 """Of a request's JSON. English has 4 to 5 bytes a token, code about 3.5: this errs high."""
-DEFAULT_OUTPUT_TOKENS = 4096
-"""What a call may write where neither it nor its deployment says."""
 _PER_MILLION = Decimal(1_000_000)
 _NOTHING = Decimal(0)
 _MAX_USD = Decimal(1_000_000)
@@ -42,19 +40,23 @@ _log = get_logger("nestor.budgets")
 
 
 def estimate(
-    deployment: Deployment, request_bytes: int, max_tokens: int | None
+    deployment: Deployment,
+    request_bytes: int,
+    max_tokens: int | None,
+    answers: int = 1,
 ) -> tuple[Decimal | None, int]:
     """Return what a call may cost at most, about: USD (None: a price is not known) and tokens.
 
     ``request_bytes``: of the request's JSON; pictures in it count by their bytes, which is
     far more than they cost. Input is priced at the dearest that it may be billed as.
+    ``max_tokens`` is the limit of each of the ``answers``.
     """
     input_tokens = -(-request_bytes // BYTES_A_TOKEN)
     output_tokens = 0
     if deployment.kind is Kind.CHAT:
-        output_tokens = (
-            max_tokens or deployment.max_output_tokens or DEFAULT_OUTPUT_TOKENS
-        )
+        if max_tokens is None:  # 0 is a limit
+            max_tokens = deployment.max_output_tokens or DEFAULT_MAX_TOKENS
+        output_tokens = max_tokens * answers
     tokens = input_tokens + output_tokens
     if deployment.replayed:
         return _NOTHING, tokens

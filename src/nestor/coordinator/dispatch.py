@@ -281,6 +281,7 @@ class Dispatcher:
             if attempt.tokens:
                 self._admission.correct(upstream.tokens_quota, -attempt.tokens)
         else:
+            run.context.may_be_billed = True
             cost = cost_usd(deployment, _NOTHING, replayed=False)
             charges = reservation.settle(cost, None)
         run.ended = self._ended(attempt, charges=charges, cost_usd=cost, error=said)

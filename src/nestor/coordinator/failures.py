@@ -12,8 +12,11 @@ from nestor.errors import (
     Unavailable,
     UpstreamError,
 )
+from nestor.model.routing import Deployment
 from nestor.resilience.retry import may_retry
+from nestor.telemetry.logs import get_logger
 
+_log = get_logger("nestor.coordinator")
 _REFUSALS = {400, 413, 422}
 _TOO_MANY = 429
 _WAIT_UNKNOWN_S = 1.0
@@ -79,6 +82,16 @@ class Failures:
         if len(told) == 1:
             return errors[0]
         return Unavailable(f"no model answered: {said}")
+
+
+def unreadable(deployment: Deployment) -> UpstreamError:
+    """Return the error of an answer at which our own code failed, and log the bug.
+
+    For the handler of any ``Exception`` around what reads an answer: the call was made, so
+    it is settled and the caller is told in words, whatever a server thought of to send.
+    """
+    _log.exception("answer_not_read", deployment=deployment.name)
+    return UpstreamError(f"{deployment.name}: its answer cannot be read")
 
 
 def wait_of(error: NestorError | None) -> float | None:

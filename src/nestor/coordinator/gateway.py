@@ -8,19 +8,27 @@ limits, every call metered, whatever becomes of it.
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from nestor.coordinator.answer_cache import AnswerCaching, cache_key
+from nestor.coordinator.answer_size import answers_of, limit_of
 from nestor.coordinator.asking import Embed, Say, Stream
 from nestor.coordinator.budgets import estimate
 from nestor.coordinator.dialects.anthropic import Anthropic
 from nestor.coordinator.dialects.face import Face
 from nestor.coordinator.dialects.openai import OpenAI, check_embeddings
 from nestor.coordinator.dialects.responses import Responses
-from nestor.coordinator.dispatch import Answered, CallContext, Dispatcher, utc_now
-from nestor.coordinator.limits import NOBODY, Caller, Limits
+from nestor.coordinator.dispatch import (
+    Answered,
+    CallContext,
+    Dispatcher,
+    Question,
+    utc_now,
+)
+from nestor.coordinator.failures import unreadable
+from nestor.coordinator.limits import NOBODY, Caller, Limits, used_tokens
 from nestor.coordinator.metering import Metering
 from nestor.coordinator.reply_headers import (
     Headers,
@@ -30,7 +38,7 @@ from nestor.coordinator.reply_headers import (
 from nestor.coordinator.selection import Selection
 from nestor.coordinator.streaming import Again, Streamed, events_again
 from nestor.coordinator.upstream import Upstream
-from nestor.errors import InvalidInput, UpstreamError
+from nestor.errors import UpstreamError
 from nestor.model.ids import new_id
 from nestor.model.routing import (
     CacheScope,
@@ -43,10 +51,10 @@ from nestor.model.routing import (
 from nestor.model.task import Usage
 from nestor.telemetry.trace import current_trace_id
 
+T = TypeVar("T")
 FACES: dict[Dialect, Face] = {
     face.dialect: face for face in (OpenAI(), Anthropic(), Responses())
 }
-_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 class _Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,10 +157,12 @@ class Gateway:
         request_bytes: int,
         began: float,
     ) -> _Admitted:
-        max_tokens = _limit_of(request)
+        max_tokens, answers = limit_of(dialect, request), answers_of(dialect, request)
         tokens = 0
         if caller.limits is not None:
-            _, tokens = estimate(order[0].deployment, request_bytes, max_tokens)
+            _, tokens = estimate(
+                order[0].deployment, request_bytes, max_tokens, answers
+            )
             await self._limits.admit(caller, tokens)
         context = CallContext(
             purpose="gateway",
@@ -165,6 +175,7 @@ class Gateway:
             accounts=await self._limits.accounts(caller),
             request_bytes=request_bytes,
             max_tokens=max_tokens,
+            answers=answers,
         )
         return _Admitted(
             caller=caller,
@@ -176,7 +187,7 @@ class Gateway:
         )
 
     async def _stream(self, asked: Stream, admitted: _Admitted) -> Streamed:
-        answered = await self._dispatcher.first(admitted.order, asked, admitted.context)
+        answered = await self._first(asked, admitted)
         return Streamed(
             answered,
             self._dispatcher,
@@ -186,10 +197,18 @@ class Gateway:
             correct=lambda used: self._correct(admitted, used),
         )
 
+    async def _first(self, asked: Question[T], admitted: _Admitted) -> Answered[T]:
+        try:
+            return await self._dispatcher.first(admitted.order, asked, admitted.context)
+        except BaseException:
+            if not admitted.context.may_be_billed:
+                await self._correct(admitted, 0)
+            raise
+
     async def _whole(
         self, asked: Say | Embed, admitted: _Admitted, key: str | None
     ) -> Whole:
-        answered = await self._dispatcher.first(admitted.order, asked, admitted.context)
+        answered = await self._first(asked, admitted)
         reply = answered.value
         error: UpstreamError | None = None
         body = b""
@@ -197,14 +216,15 @@ class Gateway:
             body = asked.said(reply, answered.upstream.deployment.dialect)
         except UpstreamError as cause:
             error = cause  # billed all the same
+        except Exception:  # noqa: BLE001 - a call that was made is settled
+            error = unreadable(answered.upstream.deployment)
         call = self._dispatcher.settle(
             answered,
             reply.usage,
             replayed=reply.replayed,
             error=None if error is None else str(error),
         )
-        used = None if reply.usage.input_tokens is None else reply.usage.total
-        await self._correct(admitted, used)
+        await self._correct(admitted, used_tokens(call.usage))
         if error is not None:
             raise error
         # Kept under the name of who was to answer: what a fallback said, or a record,
@@ -293,15 +313,3 @@ def _cache_key(
     owner = None if deployment.cache is CacheScope.SHARED else caller.owner
     asked = {**request, "model": request.get("model") or Mode.AUTO}
     return cache_key(dialect, owner, deployment.model, asked)
-
-
-def _limit_of(request: dict[str, Any]) -> int | None:
-    """Return how many tokens the answer may have, where the request says so."""
-    for name in _LIMIT_FIELDS:
-        value = request.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput.at(name, "must be a number from 1")
-        return value
-    return None

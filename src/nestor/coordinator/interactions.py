@@ -97,9 +97,12 @@ class Interactions:
             await asyncio.wait(self._work, timeout=_STOP_S)
 
     async def feedback(
-        self, said: NewFeedback, *, key_id: str, key_name: str
+        self, said: NewFeedback, *, key_id: str, source: str, of_all: bool
     ) -> Feedback:
-        """Keep what a key says about an interaction; of each key the newest counts.
+        """Keep what a key (``source`` is its name) says about an interaction.
+
+        Of each key the newest counts. ``of_all``: it may judge answers that other keys
+        got; without it, those are as unknown to it as what never was.
 
         Raises ``InvalidInput`` that names the field, ``NotFound`` for an interaction that
         nobody knows, ``Unavailable`` when it could not be kept.
@@ -111,8 +114,9 @@ class Interactions:
                 FieldError("outcome", message),
                 FieldError("user_feedback", message),
             )
-        source = _label("source", said.source)
-        if not await self._is_known(said.interaction_id):
+        label = _label("source", said.source)
+        owners = await self._owners(said.interaction_id)
+        if not owners or not (of_all or key_id in owners):
             shown = said.interaction_id[:_SHOWN]
             raise NotFound.at("interaction_id", f"nobody knows {shown!r}")
         row = Feedback(
@@ -123,7 +127,7 @@ class Interactions:
             user_feedback=said.user_feedback,
             source=source,
             key_id=key_id,
-            key_name=key_name,
+            label=label,
         )
         told = {
             "interaction_id": row.interaction_id,
@@ -131,6 +135,7 @@ class Interactions:
             "user_feedback": row.user_feedback,
             "source": row.source,
             "key_id": row.key_id,
+            "label": row.label,
         }
         event = self._event(FEEDBACK_RECEIVED, row.id, told)
         await self._store.say(row, telemetry=[event])
@@ -185,7 +190,7 @@ class Interactions:
         if request.task_id is not None and not TASK_ID.fullmatch(request.task_id):
             raise InvalidInput.at("task_id", "1 to 64 of A-Z a-z 0-9 . _ -")
         ids = [
-            _printable(f"context_ids.{n}", one)
+            redact(_printable(f"context_ids.{n}", one))
             for n, one in enumerate(request.context_ids)
         ]
         row = self._row(
@@ -244,16 +249,18 @@ class Interactions:
         said = await self._store.said(interaction_id)
         return Looked(interaction=row, call=call, feedback=said)
 
-    async def _is_known(self, interaction_id: str) -> bool:
+    async def _owners(self, interaction_id: str) -> set[str | None]:
+        """Return whose keys an interaction was had with; none: nobody knows it."""
         if not interaction_id.isprintable():  # what no database would look for
-            return False
-        if await self._store.get(interaction_id) is not None:
-            return True
-        if await self._ledger.has(interaction_id):
-            return True
-        # It may have ended a moment ago.
-        await self._metering.fold_now()
-        return await self._ledger.has(interaction_id)
+            return set()
+        if (row := await self._store.get(interaction_id)) is not None:
+            return {row.key_id}
+        call = await self._ledger.call(interaction_id)
+        if call is None:
+            # It may have ended a moment ago.
+            await self._metering.fold_now()
+            call = await self._ledger.call(interaction_id)
+        return set() if call is None else {call.key_id}
 
     def _row(
         self,

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from nestor.coordinator.pricing import MAX_TOKENS
 from nestor.errors import NotFound, RateLimited
 from nestor.model.access import KeyLimits
-from nestor.model.task import Budget
+from nestor.model.task import Budget, Usage
 from nestor.ports.budget_store import Account
 from nestor.ports.quota import Quota
 
@@ -37,6 +38,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 NOBODY = Caller()
 """The Coordinator itself."""
+
+
+def used_tokens(usage: Usage) -> int | None:
+    """Return the tokens that count for ``tpm``; None where they are not known."""
+    return None if usage.input_tokens is None else usage.total
 
 
 class Limits:
@@ -85,6 +91,8 @@ class Limits:
         """
         if caller.limits is None or caller.limits.tpm is None or used is None:
             return
+        if not 0 <= used <= 2 * MAX_TOKENS:
+            return  # what no model takes is not what it took
         if used != admitted:
             await self._quota.correct(
                 f"tpm:{caller.key_id}",

@@ -21,7 +21,13 @@ from typing import Any
 import msgspec
 
 from nestor.coordinator.call_metrics import CallMetrics
-from nestor.coordinator.pricing import MAX_TOKENS, believable, cost_usd
+from nestor.coordinator.folding import Folding, was_told
+from nestor.coordinator.pricing import (
+    MAX_COST_USD,
+    MAX_TOKENS,
+    believable,
+    cost_usd,
+)
 from nestor.errors import Unavailable
 from nestor.model.event import MODEL_CALLED, Event
 from nestor.model.health import Dependency, HealthStatus
@@ -35,8 +41,6 @@ from nestor.telemetry.learning_client import LearningClient
 from nestor.telemetry.logs import get_logger
 
 __all__ = ["Metering", "cost_usd", "told"]
-BATCH = 1000
-"""Calls a transaction; the same always, so that each taker of a journal makes the same."""
 LATE_S = 5.0
 """Calls that wait longer than this make the ledger degraded, also without an error yet."""
 _MAX_BACKOFF_S = 5.0
@@ -45,7 +49,6 @@ _LOOK_S = 60.0
 _START_S = 2.0
 """How long a start waits for what others left; more of it is folded behind it."""
 _STOP_S = 10.0
-_MAX_USD = Decimal(1000)
 _log = get_logger("nestor.coordinator")
 
 
@@ -83,6 +86,9 @@ class Metering:
         self._loop: asyncio.Task[None] | None = None
         self._left: list[CallJournal] = []
         """Journals of processes that are gone, not folded whole."""
+        self._aside: list[CallJournal] = []
+        """Of these, what broke while it was folded: held, so that nobody tries for ever."""
+        self._calls_aside = 0
         self._looked_at: float | None = None
         self._behind_since: float | None = None
         self._answered_at: datetime | None = None
@@ -125,13 +131,17 @@ class Metering:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
+        forgotten = False
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._fold(look=False)
                 if not self._journal.waiting:
                     await self._ledger.forget(self._journal.id)
+                    forgotten = True
         except (Unavailable, TimeoutError) as error:
             _log.warning("calls_wait", calls=self._waiting(), error=str(error))
+        except Exception:  # noqa: BLE001 - who stops has more to stop than the meter
+            _log.exception("calls_wait", calls=self._waiting())
         finally:
             # A fold that waits for a lock is left alone: its driver cannot be interrupted.
             # What it may still commit is found folded, and told, at the next start.
@@ -139,9 +149,10 @@ class Metering:
             metrics.CALLS_WAITING.set_function(float)
             metrics.CALLS_WAITING_SECONDS.set_function(float)
             if not self._turn.locked():  # else it reads them; they end with the process
-                for journal in self._left:
-                    journal.close()
-            self._journal.close()
+                for journal in (*self._left, *self._aside):
+                    journal.close(keep=True)
+            # Its leases end when SQL forgets it: until then somebody has to find it.
+            self._journal.close(keep=not forgotten)
 
     async def fold_now(self) -> None:
         """Fold all that has ended up to now, of dead processes, too. Raises ``Unavailable``."""
@@ -151,7 +162,8 @@ class Metering:
         """Say how the ledger takes calls, by what was seen last; asks nobody."""
         waiting, late_s = self._waiting(), self._late_s()
         lines = self._journal.unwritten
-        degraded = self._error is not None or late_s > LATE_S or lines > 0
+        aside = self._calls_aside + sum(one.waiting for one in self._aside)
+        degraded = self._error is not None or late_s > LATE_S or lines > 0 or aside > 0
         said = []
         if self._error is not None or late_s > LATE_S:
             why = self._error or "the database takes its time"
@@ -160,6 +172,11 @@ class Metering:
             )
         if lines:
             said.append(f"{lines} lines of the call journal wait for the disk")
+        if aside:
+            said.append(
+                f"{aside} calls are not counted, for the database does not take them:"
+                " the log names their files beside the call journal"
+            )
         status = HealthStatus.DEGRADED if degraded else HealthStatus.HEALTHY
         if not degraded and self._answered_at is None:
             return [Dependency(name="call ledger", status=None)]
@@ -250,14 +267,19 @@ class Metering:
 
     async def _fold_own(self, upto: int) -> None:
         """Fold ``upto`` calls; those that end meanwhile are the next one's to fold."""
+        folding = Folding(self._ledger, self._journal)
         while upto > 0 and not self._stopped:
-            settled = self._journal.settled(limit=BATCH)
+            settled = folding.settled()
             if settled is None:
                 return
-            began = self._timer()
-            await self._ledger.fold(settled)
+            began, aside = self._timer(), folding.aside
+            new = await folding.fold(settled)
             if self._stopped:
                 return
+            if new is None:
+                upto -= folding.aside - aside
+                self._calls_aside += folding.aside - aside
+                continue
             # No await from here: the events and the note of them go together.
             self._learning.append([self._event(call) for call in settled.calls])
             self._journal.folded(settled)
@@ -265,13 +287,20 @@ class Metering:
             self._behind_since = began if self._journal.waiting else None
 
     async def _recover_left(self) -> Unavailable | None:
-        """Fold what others left; one that cannot be read keeps nobody else waiting."""
+        """Fold what others left; one that cannot be folded keeps nobody else waiting."""
         failed = None
         for journal in self._left[:]:
             try:
                 await self._recover(journal)
             except Unavailable as error:
                 failed = error
+            except Exception:  # noqa: BLE001 - one journal stops no other
+                self._left.remove(journal)
+                self._aside.append(journal)
+                metrics.CALLS_ASIDE.inc(journal.waiting)
+                _log.exception(
+                    "call_journal_set_aside", journal=journal.id, calls=journal.waiting
+                )
             else:
                 self._left.remove(journal)
                 journal.close()
@@ -280,13 +309,16 @@ class Metering:
     async def _recover(self, journal: CallJournal) -> None:
         """Fold what a process that died has left."""
         before = await self._ledger.folded_to(journal.id)
-        while settled := await asyncio.to_thread(journal.settled, limit=BATCH):
-            # A taker before us, who died as well, went on to the next batch only when
-            # the events of this one were written.
-            if settled.position >= before:
-                new = await self._ledger.fold(settled)
+        folding = Folding(self._ledger, journal)
+        while settled := await asyncio.to_thread(folding.settled):
+            if not was_told(settled, before):
+                aside = folding.aside
+                new = await folding.fold(settled)
+                self._calls_aside += folding.aside - aside
                 if self._stopped:
                     raise Unavailable("the meter has stopped")
+                if new is None:
+                    continue
                 await self._tell_recovered(settled, new)
             journal.folded(settled)
         await self._ledger.forget(journal.id)
@@ -297,7 +329,13 @@ class Metering:
             # Some were in SQL before; whether their events were written only the log knows.
             ids = frozenset(event.id for event in events)
             seen = await asyncio.to_thread(self._learning.seen, ids)
-            events = [event for event in events if event.id not in seen]
+            events = [
+                event
+                for event in events
+                # Not of what an earlier taker set aside.
+                if event.id not in seen
+                and await self._ledger.has(event.data["interaction_id"])
+            ]
         self._learning.append(events)
         told = {event.data["interaction_id"] for event in events}
         self._metrics.unsettled(
@@ -350,7 +388,7 @@ def _without(call: ModelCall, usage: Usage) -> ModelCall:
     charges = tuple(
         msgspec.structs.replace(
             one,
-            usd=max(Decimal(0), min(one.usd, _MAX_USD)),
+            usd=max(Decimal(0), min(one.usd, MAX_COST_USD)),
             tokens=max(0, min(one.tokens, MAX_TOKENS)),
         )
         for one in call.charges

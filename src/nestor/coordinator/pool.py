@@ -44,6 +44,7 @@ class Pool:
         self._timer = timer
         self._upstreams: dict[str, Upstream] = {}
         self._asked_by: dict[str, list[Upstream]] = {}
+        self._on_side: dict[Side, list[Upstream]] = {side: [] for side in Side}
         """By every name that a caller may say."""
         self._sides: frozenset[Side] = frozenset()
         self._closing: set[asyncio.Task[None]] = set()
@@ -75,6 +76,10 @@ class Pool:
                 self._close(client)
         self._upstreams = order
         self._asked_by = {}
+        self._on_side = {
+            side: [one for one in order.values() if one.deployment.side is side]
+            for side in Side
+        }
         for upstream in order.values():
             if upstream.deployment.model not in order:
                 same = self._asked_by.setdefault(upstream.deployment.model, [])
@@ -138,7 +143,9 @@ class Pool:
         Fallbacks lead to the other side only ``across``: who says ``local`` may mean that
         the text must not leave the machine.
         """
-        asked = [u for u in self._upstreams.values() if u.deployment.side is side]
+        asked = self._on_side[side]
+        if len(asked) == 1 and not asked[0].deployment.fallbacks and not tags:
+            return asked[:] if asked[0].deployment.kind is kind else []
         return self._in_order(asked, kind, tags, None if across else side)
 
     async def dependencies(self) -> list[Dependency]:

@@ -7,13 +7,17 @@ import msgspec
 from nestor.model.routing import Deployment, Kind
 from nestor.model.task import Usage
 
-MAX_TOKENS = 10**9
-"""More than any model takes or gives; a count beyond it is no count."""
+MAX_TOKENS = 10**8
+"""A count beyond it is no count: the longest contexts there are take 10 million tokens.
+Nobody may ask for more, either."""
+MAX_COST_USD = Decimal(10_000)
+"""A call that cost more did not: what it cost is not known. So much costs the longest
+context there is at 1000 USD per million tokens."""
 _PER_MILLION = Decimal(1_000_000)
 
 
 def cost_usd(deployment: Deployment, usage: Usage, *, replayed: bool) -> Decimal | None:
-    """Price a call in USD; None when a price or a count is not known.
+    """Price a call in USD; None when a price or a count is not known, or not believed.
 
     Input that the provider had cached, or puts in its cache, is priced apart from the
     rest; without a price of its own as any input. Reasoning is priced as the output it is
@@ -41,7 +45,7 @@ def cost_usd(deployment: Deployment, usage: Usage, *, replayed: bool) -> Decimal
         if price is None or tokens is None:
             return None
         total += price * tokens / _PER_MILLION
-    return total
+    return total if total <= MAX_COST_USD else None
 
 
 def believable(usage: Usage) -> Usage:

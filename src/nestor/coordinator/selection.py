@@ -93,7 +93,7 @@ class Selection:
     ) -> tuple[Decision, list[Upstream]]:
         kind = Kind.EMBEDDINGS
         if not self.names(kind):
-            raise Unavailable(_SET_EMBEDDINGS)
+            raise NotFound.at("model", _SET_EMBEDDINGS)
         if model != Mode.AUTO:
             return self._named(model, kind, tags, "model")
         order = [

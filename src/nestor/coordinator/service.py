@@ -13,17 +13,20 @@ from nestor.coordinator.answer_cache import AnswerCaching
 from nestor.coordinator.asking import Say
 from nestor.coordinator.budgets import Budgets, estimate
 from nestor.coordinator.dialects.anthropic_chunks import reply_of
+from nestor.coordinator.dialects.anthropic_reply import text_in
 from nestor.coordinator.dialects.openai import choice_of
-from nestor.coordinator.dispatch import CallContext, Dispatcher, utc_now
+from nestor.coordinator.dispatch import Answered, CallContext, Dispatcher, utc_now
+from nestor.coordinator.failures import unreadable
 from nestor.coordinator.gateway import FACES, Gateway
 from nestor.coordinator.interactions import Interactions
-from nestor.coordinator.limits import NOBODY, BudgetOf, Caller, Limits
+from nestor.coordinator.limits import NOBODY, BudgetOf, Caller, Limits, used_tokens
 from nestor.coordinator.metering import Metering
 from nestor.coordinator.pool import Pool
+from nestor.coordinator.pricing import MAX_TOKENS
 from nestor.coordinator.prompt import messages
 from nestor.coordinator.selection import Selection
 from nestor.coordinator.upstream import Upstream
-from nestor.errors import InvalidInput, Unavailable
+from nestor.errors import InvalidInput, Unavailable, UpstreamError
 from nestor.model.event import QUERY_ROUTED
 from nestor.model.health import Dependency
 from nestor.model.ids import derived_id, new_id
@@ -42,6 +45,7 @@ from nestor.ports.answer_cache import AnswerCache
 from nestor.ports.call_ledger import CallLedger
 from nestor.ports.interaction_store import InteractionStore
 from nestor.ports.knowledge_base import KnowledgeBase
+from nestor.ports.model_client import ModelReply
 from nestor.ports.quota import Quota
 from nestor.ports.router import Meter
 from nestor.telemetry import metrics
@@ -221,22 +225,33 @@ class Coordinator:
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
         said = Say(FACES[Dialect.OPENAI], body)
-        answered = await self._dispatcher.first(
-            order,
-            said,
-            await self._call_context(request, decision, order, items, caller),
+        since = self._timer()
+        context, tokens = await self._call_context(
+            request, decision, order, items, caller
         )
+        try:
+            answered = await self._dispatcher.first(order, said, context)
+        except BaseException:
+            if not context.may_be_billed:
+                await self._limits.correct(caller, admitted=tokens, used=0, since=since)
+            raise
+        text, error = _text_of(answered)
         reply = answered.value
-        spoken = answered.upstream.deployment.dialect
-        call = self._dispatcher.settle(answered, reply.usage, replayed=reply.replayed)
-        message, _ = choice_of(
-            reply.body if spoken is Dialect.OPENAI else reply_of(reply.body)
+        call = self._dispatcher.settle(
+            answered,
+            reply.usage,
+            replayed=reply.replayed,
+            error=None if error is None else str(error),
         )
+        used = used_tokens(call.usage)
+        await self._limits.correct(caller, admitted=tokens, used=used, since=since)
+        if error is not None:
+            raise error
         reason = decision.reason
         if answered.fallback_from is not None:
             reason += f"; {answered.fallback_from} did not answer"
         return RouteResult(
-            response=message.get("content") or "",
+            response=text,
             route=call.side,
             confidence=decision.confidence,
             model=call.model,
@@ -259,14 +274,15 @@ class Coordinator:
         order: Sequence[Upstream],
         items: Sequence[ContextItem],
         caller: Caller,
-    ) -> CallContext:
+    ) -> tuple[CallContext, int]:
+        """Admit the request; return with it the tokens that it was admitted for."""
         size = len(request.query.encode("utf-8", "replace"))
         size += sum(len(item.text) for item in items)
         if request.task_id is not None:
             caller = structs.replace(caller, task_id=request.task_id)
         _, tokens = estimate(order[0].deployment, size, request.max_tokens)
         await self._limits.admit(caller, tokens)
-        return CallContext(
+        context = CallContext(
             purpose="route",
             reason=decision.reason,
             trace_id=current_trace_id(),
@@ -278,6 +294,7 @@ class Coordinator:
             max_tokens=request.max_tokens,
             context_ids=tuple(item.id for item in items),
         )
+        return context, tokens
 
     def _quote(
         self,
@@ -327,6 +344,19 @@ class Coordinator:
         return round((self._timer() - began) * 1000, 3)
 
 
+def _text_of(answered: Answered[ModelReply]) -> tuple[str, UpstreamError | None]:
+    """Return the text of an answer, and why it has none."""
+    body = answered.value.body
+    try:
+        if answered.upstream.deployment.dialect is Dialect.ANTHROPIC:
+            body = reply_of(body)
+        return text_in(choice_of(body)[0].get("content")), None
+    except UpstreamError as error:
+        return "", error
+    except Exception:  # noqa: BLE001 - a call that was made is settled
+        return "", unreadable(answered.upstream.deployment)
+
+
 def _check_route(request: RouteRequest) -> None:
     if not request.query.strip():
         raise InvalidInput.at("query", "is empty")
@@ -334,3 +364,5 @@ def _check_route(request: RouteRequest) -> None:
         value = getattr(request, field)
         if value is not None and value < 1:
             raise InvalidInput.at(field, "must be at least 1")
+    if request.max_tokens is not None and request.max_tokens > MAX_TOKENS:
+        raise InvalidInput.at("max_tokens", f"must be at most {MAX_TOKENS}")

@@ -10,6 +10,7 @@ from nestor.coordinator.dialects.errors import error_event
 from nestor.coordinator.dialects.face import Events, Face
 from nestor.coordinator.dialects.openai import chunks_of
 from nestor.coordinator.dispatch import CALLER_LEFT, Answered, Dispatcher
+from nestor.coordinator.failures import unreadable
 from nestor.coordinator.reply_headers import Headers
 from nestor.errors import Unavailable, UpstreamError
 from nestor.model.routing import Deployment, Dialect
@@ -61,9 +62,9 @@ class Streamed:
                 async for piece in self._translated(self._words):
                     yield piece
         except Unavailable as error:
-            self._answered.upstream.failed(self._answered.permit, error)
-            self._settle(str(error))
             yield self._broken(error)
+        except Exception:  # noqa: BLE001 - nothing that a server sends may pass for its end
+            yield self._broken(unreadable(self._answered.upstream.deployment))
         finally:
             await self.aclose()
 
@@ -88,6 +89,9 @@ class Streamed:
             yield said
 
     def _broken(self, error: Unavailable) -> bytes:
+        """Settle a call that failed half way; return the event that says so."""
+        self._answered.upstream.failed(self._answered.permit, error)
+        self._settle(str(error))
         return error_event(
             self._face.dialect,
             _BROKEN,
@@ -129,7 +133,7 @@ class _Translation:
     def __init__(self, deployment: Deployment, events: Events) -> None:
         self.events = events
         self.failure: UpstreamError | None = None
-        self._name = deployment.name
+        self._deployment = deployment
         self._splitter = EventSplitter()
         spoken = deployment.dialect
         self._chunks = Chunks() if spoken is Dialect.ANTHROPIC else None
@@ -147,6 +151,8 @@ class _Translation:
                 said += self._said(event)
         except UpstreamError as error:
             self.failure = error
+        except Exception:  # noqa: BLE001 - what was said before it goes out all the same
+            self.failure = unreadable(self._deployment)
         return b"".join(said)
 
     def end(self, usage: Usage) -> bytes:
@@ -165,7 +171,8 @@ class _Translation:
         if data is None:
             if is_unreadable(event):
                 # What it said is missing: the rest must not look like the whole.
-                raise UpstreamError(f"{self._name}: sent what cannot be read")
+                name = self._deployment.name
+                raise UpstreamError(f"{name}: sent what cannot be read")
             return []
         chunks = [data] if self._chunks is None else self._chunks.feed(data)
         self._told = self._told or bool(data.get("usage"))

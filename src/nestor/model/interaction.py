@@ -69,11 +69,11 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None
     user_feedback: float | None
     """From -1 (bad) to 1 (good)."""
-    source: str | None
-    """What the caller calls itself: a label, never believed."""
+    source: str
+    """Name of the key that said it, whatever its holder calls itself."""
     key_id: str
-    """Whose key said it."""
-    key_name: str
+    label: str | None
+    """What the caller calls itself: never believed."""
 
 
 def standing(rows: Iterable[Feedback]) -> list[Feedback]:
@@ -88,7 +88,11 @@ def standing(rows: Iterable[Feedback]) -> list[Feedback]:
 class NewFeedback(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
-    """Body of ``POST /feedback``: at least one of ``outcome`` and ``user_feedback``."""
+    """Body of ``POST /feedback``: at least one of ``outcome`` and ``user_feedback``.
+
+    ``source`` is what the caller calls itself: it is kept as the label. Who it is, the key
+    tells.
+    """
 
     interaction_id: Name
     outcome: Outcome | None = None

@@ -2,19 +2,26 @@
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-MAX_PICO_USD = 2**62
-"""About 4.6 million USD. More is kept as this much: the columns have 64 bits."""
+MAX_PICO_USD = 2**62 - 1
+"""About 4.6 million USD. More is kept as this much: the columns have 64 bits, and two such
+amounts still add up within them."""
+_MAX_USD = Decimal(MAX_PICO_USD).scaleb(-12)
 
 
 def pico(usd: Decimal) -> int:
-    """Return an amount in pico-USD. What is finer is rounded up: nothing costs 0 that does not."""
+    """Return an amount in pico-USD, at most ``MAX_PICO_USD`` of it, owed or had.
+
+    What is finer is rounded up: nothing costs 0 that does not.
+    """
+    # Compared first: an amount such as 1E+999999 has more digits than fit anywhere.
+    if abs(usd) >= _MAX_USD:
+        return MAX_PICO_USD if usd > 0 else -MAX_PICO_USD
     return int(usd.scaleb(12).to_integral_value(ROUND_CEILING))
 
 
 def pico_limit(usd: Decimal) -> int:
     """Return a limit in pico-USD, rounded down, at most ``MAX_PICO_USD``."""
-    # Compared first: an amount such as 1E+999999 has more digits than fit anywhere.
-    if usd >= Decimal(MAX_PICO_USD).scaleb(-12):
+    if usd >= _MAX_USD:
         return MAX_PICO_USD
     return int(usd.scaleb(12).to_integral_value(ROUND_FLOOR))
 

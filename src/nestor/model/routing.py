@@ -40,6 +40,9 @@ class Dialect(StrEnum):
     """OpenAI's Responses. Callers speak it, no deployment does."""
 
 
+DEFAULT_MAX_TOKENS = 4096
+"""What a call may write where neither it nor its deployment says. Anthropic's API wants a
+limit, and every model of theirs can write so much; a cut answer says that it was cut."""
 BETAS = "anthropic-beta"
 """A header of Anthropic's dialect: betas that a caller asks for, separated by commas. Within
 Nestor it is a field of the request, a list, for it says as much as the others do."""

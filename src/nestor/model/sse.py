@@ -31,10 +31,6 @@ class EventSplitter:
             self._held.clear()
         return events
 
-    def rest(self) -> bytes:
-        """Return what came after the last complete event."""
-        return bytes(self._held)
-
 
 def data_of(event: bytes) -> dict[str, Any] | None:
     """Return the JSON object an event carries; None for comments, ``[DONE]`` and the rest."""
@@ -46,6 +42,11 @@ def data_of(event: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def carries_data(piece: bytes) -> bool:
+    """Tell whether events, or the beginning of one, hold more than comments."""
+    return piece.startswith(b"data:") or b"\ndata:" in piece
 
 
 def is_unreadable(event: bytes) -> bool:

@@ -207,6 +207,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
 
+def as_count(value: object) -> int | None:
+    """Return a number of tokens as a server gave it; None for what is no count."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return None
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one check said on one tree. ``phase``: ``base`` or ``after``."""
 

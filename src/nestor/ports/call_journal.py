@@ -58,11 +58,19 @@ class CallJournal(Protocol):
         """They are in SQL: their place may be let go."""
         ...
 
+    def set_aside(self, settled: Settled, why: str) -> None:
+        """SQL does not take them: keep them for a person, and let their place go.
+
+        Raises ``Unavailable`` when they cannot be kept; then they are settled still.
+        """
+        ...
+
     def abandoned(self) -> Sequence["CallJournal"]:
         """Take over the journals of processes that are gone; their open calls are unsettled.
 
         Each is taken by one process only; let go of with ``close``: what is folded whole
-        is gone then, anything else waits for the next taker. Nothing begins in them.
+        is gone then, anything else waits for the next taker. Nothing begins in them. One
+        may hold no call, and its process leases all the same.
         """
         ...
 
@@ -76,6 +84,10 @@ class CallJournal(Protocol):
         """Lines that are only in memory, because the disk takes no more."""
         ...
 
-    def close(self) -> None:
-        """Write what is in memory, and let go of the file; with nothing left it is gone."""
+    def close(self, *, keep: bool = False) -> None:
+        """Write what is in memory, and let go of the file; with nothing left it is gone.
+
+        ``keep``: not even then, for SQL was not told that this journal is gone
+        (``CallLedger.forget``): its next taker tells it.
+        """
         ...

@@ -25,7 +25,15 @@ class CallLedger(Protocol):
     async def fold(self, settled: Settled) -> int:
         """Keep calls, what they cost their accounts, and the journal's place: all or nothing.
 
-        Returns how many were new. Repeating it, or an older place, changes nothing.
+        Returns how many were new. Repeating it, or an older place, changes nothing. Raises
+        ``Unavailable``; anything else is for what stands in one of the calls.
+        """
+        ...
+
+    async def rehearse(self) -> None:
+        """Fold a plain call, and keep nothing of it: raises what ``fold`` would.
+
+        Tells a call that cannot be kept from a database that keeps none.
         """
         ...
 

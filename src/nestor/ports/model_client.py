@@ -37,7 +37,7 @@ class ModelReply:
         if self._body is None:
             try:
                 self._body = msgspec.json.decode(self.raw, type=dict[str, Any])
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UpstreamError(f"the answer is not JSON: {error}") from error
         return self._body
 

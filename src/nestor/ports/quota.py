@@ -6,6 +6,8 @@ from nestor.model.health import Dependency
 
 WINDOW_S = 60
 """The minute of ``rpm`` and ``tpm``."""
+MAX_COST = 10**15
+"""A larger cost is counted as this: such sums are whole numbers wherever they are kept."""
 
 
 class Quota(Protocol):
@@ -20,6 +22,7 @@ class Quota(Protocol):
         """Take ``cost`` of ``limit``: None. Else take nothing: seconds until it may fit.
 
         A cost over the limit fits an empty window: it would never be admitted otherwise.
+        More than ``MAX_COST`` counts as that.
         """
         ...
 

@@ -5,7 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from nestor.model.health import Dependency
-from nestor.ports.quota import WINDOW_S
+from nestor.ports.quota import MAX_COST, WINDOW_S
 
 MAX_NAMES = 10_000
 """Windows kept at one time; names beyond share one, so memory stays bounded."""
@@ -87,7 +87,7 @@ class MovingQuota:
 
     async def admit(self, name: str, *, limit: int, cost: int = 1) -> float | None:
         """See ``Quota.admit``."""
-        now = self._clock()
+        now, cost = self._clock(), min(cost, MAX_COST)
         self._forget(now)
         window = self._window_of(name, now)
         wait_s = window.wait_s(limit, cost, now)
@@ -106,7 +106,7 @@ class MovingQuota:
         now = self._clock()
         window = self._window_of(name, now)
         if by > 0:
-            self._add(name, window, by, now)
+            self._add(name, window, min(by, MAX_COST), now)
         elif age_s < WINDOW_S and name in self._own:
             # In a window that is shared it would be others' costs that go.
             window.take_away(-by)

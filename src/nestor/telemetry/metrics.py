@@ -186,6 +186,11 @@ JOURNAL_BAD_LINES: Final = Counter(
     "Lines in journals of ended processes that are no call; their files are kept.",
     registry=REGISTRY,
 )
+CALLS_ASIDE: Final = Counter(
+    "nestor_calls_set_aside_total",
+    "Calls that the database does not take; they are kept in files beside the journal.",
+    registry=REGISTRY,
+)
 JOURNAL_ERRORS: Final = Counter(
     "nestor_journal_errors_total",
     "Failures of the call journal by errno name.",

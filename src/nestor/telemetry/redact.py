@@ -148,6 +148,10 @@ _PASSES = 4
 _MAX_NAMES, _MAX_KEPT_NAME = 1024, 64
 _names: dict[str, tuple[str, bool]] = {}
 """What a name becomes, and whether it is a secret's: the same few in every event."""
+_MAX_KEPT_WORD = 32
+_words: set[str] = set()
+"""Short texts that are no secret: names of models, reasons and states come again and again."""
+_HARMLESS = frozenset({type(None), bool, int, float})
 _remembered: tuple[str, ...] = ()
 _remembered_lock = threading.Lock()
 
@@ -157,12 +161,13 @@ def remember(*secrets: str) -> None:
 
     For secrets out of the settings: an upstream's error message may repeat one.
     """
-    global _remembered, _names  # noqa: PLW0603 - one set for the process: logs have no other way to it
+    global _remembered, _names, _words  # noqa: PLW0603 - one set for the process: logs have no other way to it
     with _remembered_lock:
         fit = (s for s in secrets if len(s) >= _MIN_REMEMBERED and s not in REDACTED)
         known = {*_remembered, *fit}
         _remembered = tuple(sorted(known, key=lambda s: (-len(s), s)))
-        _names = {}  # after: who looks meanwhile fills the one that is let go
+        # After: who looks meanwhile fills those that are let go.
+        _names, _words = {}, set()
 
 
 def redact(text: str) -> str:
@@ -195,7 +200,7 @@ def redact_value(value: Any) -> Any:
 
 def _redact_value(value: Any, depth: int) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return _redact_word(value)
     if depth > _MAX_DEPTH:
         return "[too deep]"
     if isinstance(value, Mapping):
@@ -204,7 +209,9 @@ def _redact_value(value: Any, depth: int) -> Any:
             name, secret = _name(key) if isinstance(key, str) else (key, False)
             while name in cleaned:
                 name = f"{name}_"
-            if secret:
+            if type(item) in _HARMLESS:  # most of what an event holds
+                cleaned[name] = item
+            elif secret:
                 cleaned[name] = _hide(item, depth + 1)
             else:
                 cleaned[name] = _redact_value(item, depth + 1)
@@ -212,6 +219,18 @@ def _redact_value(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_redact_value(item, depth + 1) for item in value]
     return value
+
+
+def _redact_word(text: str) -> str:
+    if len(text) > _MAX_KEPT_WORD:
+        return redact(text)
+    words = _words
+    if text in words:
+        return text
+    redacted = redact(text)
+    if redacted == text and len(words) < _MAX_NAMES:
+        words.add(text)
+    return redacted
 
 
 def _name(key: str) -> tuple[str, bool]:

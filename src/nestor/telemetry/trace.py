@@ -1,12 +1,11 @@
 """One trace id through all layers: a context variable, carried by W3C ``traceparent``."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
-from nestor.model.ids import new_trace_id
+from nestor.model.ids import new_span_id, new_trace_id
 
 _current: ContextVar[str] = ContextVar("nestor_trace_id", default="")
 _PARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -46,7 +45,7 @@ def leave(token: Token[str]) -> None:
 
 def traceparent(trace_id: str | None = None) -> str:
     """Render the header for a call to another process."""
-    return f"00-{trace_id or current_trace_id()}-{os.urandom(8).hex()}-01"
+    return f"00-{trace_id or current_trace_id()}-{new_span_id()}-01"
 
 
 def parse_traceparent(value: str) -> str | None:

@@ -11,7 +11,7 @@ from litestar.params import QueryParameter
 
 from nestor.coordinator.metering import told
 from nestor.errors import InvalidInput, NotFound
-from nestor.model.access import ADMIN
+from nestor.model.access import ADMIN, SERVICE
 from nestor.model.interaction import (
     Augmented,
     AugmentRequest,
@@ -59,7 +59,9 @@ async def feedback(request: Request[Any, Any, Any], data: NewFeedback) -> Feedba
     """
     user = request.user
     interactions = _parts(request).coordinator.interactions
-    return await interactions.feedback(data, key_id=user.key_id, key_name=user.name)
+    return await interactions.feedback(
+        data, key_id=user.key_id, source=user.name, of_all=user.may(SERVICE)
+    )
 
 
 @post(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nestor.model.access import Principal
+from nestor.model.access import SERVICE, Principal
 from nestor.model.interaction import (
     Augmented,
     AugmentRequest,
@@ -38,7 +38,7 @@ async def _track(coordinator: Any, scope: Scope, given: NewInteraction) -> Any:
 async def _update(coordinator: Any, scope: Scope, given: NewFeedback) -> Any:
     user: Principal = scope["user"]
     return await coordinator.interactions.feedback(
-        given, key_id=user.key_id, key_name=user.name
+        given, key_id=user.key_id, source=user.name, of_all=user.may(SERVICE)
     )
 
 

@@ -13,6 +13,7 @@ from nestor.aidb.finder import LEGS
 from nestor.aidb.ingest import MAX_NAME
 from nestor.aidb.service import MAX_LIMIT
 from nestor.aidb.skills import MAX_TEXT, MAX_TITLE
+from nestor.coordinator.pricing import MAX_TOKENS
 from nestor.model.access import SCOPES
 from nestor.model.ids import TASK_ID
 from nestor.ralph.sealing import MAX_ITERATIONS, MAX_PHASE, MAX_TIMEOUT_S, PRIORITIES
@@ -82,7 +83,7 @@ _NARROWED: dict[str, dict[str, Json]] = {
     "RouteRequest": {
         "query": {"minLength": 1},
         "iteration": {"minimum": 1},
-        "max_tokens": {"minimum": 1},
+        "max_tokens": {"minimum": 1, "maximum": MAX_TOKENS},
     },
 }
 """Bounds that the services check by themselves, so that a type does not tell them."""

@@ -73,9 +73,7 @@ async def _index(settings: Settings) -> SearchIndex:
     )
 
 
-async def open_embedder(
-    stack: AsyncExitStack, settings: Settings
-) -> Embedder | None:
+async def open_embedder(stack: AsyncExitStack, settings: Settings) -> Embedder | None:
     """Make the embedder that the settings name, closed with ``stack``; None: they name none."""
     if not _embeds(settings):
         return None
@@ -112,7 +110,9 @@ def _shared(settings: Settings) -> AnswerCache | None:
 
     url = settings.redis_url.get_secret_value()
     # AIDB's own memory comes before it: a second one here would hold the same.
-    return RedisAnswers(RedisConnection(url), local=MemoryAnswers(0))
+    return RedisAnswers(
+        RedisConnection(url, user="knowledge answers"), local=MemoryAnswers(0)
+    )
 
 
 def _space(settings: Settings) -> str:

@@ -15,7 +15,12 @@ from nestor.backends.llama_cpp.client import LlamaCppClient
 from nestor.backends.llama_cpp.server import LlamaCppServer
 from nestor.backends.openai.client import OpenAIClient
 from nestor.backends.openai.resolver import model_session
-from nestor.backends.replay.cassette import Cassette, RecordingClient, ReplayClient
+from nestor.backends.replay.cassette import (
+    Cassette,
+    Recording,
+    RecordingClient,
+    ReplayClient,
+)
 from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
@@ -109,6 +114,7 @@ async def _models(
     """Make a client for each deployment: a cassette, llama.cpp, or an endpoint."""
     replayed, recorded = settings.replay_cassette, settings.record_cassette
     cassette = Cassette.load(replayed) if replayed else None
+    recording = Recording()
 
     def client_of(deployment: Deployment) -> ModelClient:
         client: ModelClient
@@ -127,9 +133,13 @@ async def _models(
             client = AnthropicClient(deployment, session)
         else:
             client = OpenAIClient(deployment, session)
-        return RecordingClient(client, recorded) if recorded else client
+        if recorded is None:
+            return client
+        return RecordingClient(client, recorded, recording=recording)
 
     models = Models(settings, client_of)
+    if recorded is not None:
+        models.observed.append(recording.dependency)
     models.load(settings.deployments)
     return models
 
@@ -209,6 +219,6 @@ def _shared(settings: Settings) -> tuple[Quota, AnswerCache]:
 
     url = settings.redis_url.get_secret_value()
     return (
-        RedisQuota(RedisConnection(url), local=quota),
-        RedisAnswers(RedisConnection(url), local=answers),
+        RedisQuota(RedisConnection(url, user="quotas"), local=quota),
+        RedisAnswers(RedisConnection(url, user="answers"), local=answers),
     )

@@ -226,10 +226,12 @@ def _proxy_limiter(settings: Settings) -> RateLimiter:
     if settings.redis_url is None:
         return local
     try:
-        from nestor.backends.redis.rate_limiter import RedisWindow  # noqa: PLC0415 - an extra
+        from nestor.backends.redis.connection import RedisConnection  # noqa: PLC0415 - an extra
+        from nestor.backends.redis.rate_limiter import RedisWindow  # noqa: PLC0415
 
         url = settings.redis_url.get_secret_value()
-        return RedisWindow(url, PROXY_REQUESTS, PROXY_WINDOW_S, local=local)
+        connection = RedisConnection(url, user="rate limits")
+        return RedisWindow(connection, PROXY_REQUESTS, PROXY_WINDOW_S, local=local)
     except ImportError as error:
         why = f"needs the package {error.name}: pip install 'nestor[redis]'"
         raise Misconfigured(f"NESTOR_REDIS_URL: {why}") from error

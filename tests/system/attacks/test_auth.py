@@ -9,7 +9,7 @@ from tests.system.attacks.routes import Route, every_route, routes
 
 from nestor.model.access import ADMIN, SCOPES
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 NO_BODY = ("Content-Length: 1000",)
 """Announced and never sent: an answer in time was made without it."""

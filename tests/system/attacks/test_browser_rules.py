@@ -4,7 +4,7 @@ import pytest
 from tests.system.attacks.attacked import LAYERS, METHODS, Attacked
 from tests.system.attacks.routes import routes
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 HOSTS = [
     "evil.com", "localhost.evil.com", "127.0.0.1.nip.io", "[::1]:99", "0.0.0.0",

@@ -16,7 +16,7 @@ from tests.system.attacks.attacked import LAYERS, Attacked
 from tests.system.child import until_ended
 from tests.system.workbench import repository
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 MIB = 1 << 20
 GROWTH_BYTES = 96 * MIB

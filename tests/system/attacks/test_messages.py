@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 from tests.system.attacks.attacked import LAYERS, Attacked, Talk, hear
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 SAFE = {400, 405, 411, 413, 414, 421, 431, 501, 505}
 Build = Callable[["Bad"], bytes]

@@ -3,7 +3,7 @@
 import pytest
 from tests.system.attacks.attacked import CANARY, LAYERS, Attacked
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 SAFE = {400, 403, 404, 405, 414, 421}
 REAL = {

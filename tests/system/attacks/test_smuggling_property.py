@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import Rounds
 from tests.system.attacks.attacked import LAYERS, Attacked, Talk, hear
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.heavy, pytest.mark.alone, pytest.mark.timeout(3600)]
 
 PATIENCE_S = 0.4
 """For an answer; what gives none is looked at again at the end."""

@@ -11,13 +11,11 @@ from nestor.backends.model_http.border import error_text, say
 from nestor.backends.model_http.endpoint import Endpoint, value_of
 from nestor.backends.model_http.stream import IDLE_S
 from nestor.errors import InvalidInput, UpstreamError
-from nestor.model.routing import BETAS, Deployment, Dialect
+from nestor.model.routing import BETAS, DEFAULT_MAX_TOKENS, Deployment, Dialect
 from nestor.ports.model_client import ModelReply
 
 VERSION = "2023-06-01"
 """The only value of ``anthropic-version`` in use; what is newer is asked for by field."""
-DEFAULT_MAX_TOKENS = 4096
-"""A message must say how long it may get; this is what it says where nobody said."""
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 _LIST = re.compile(rb"\s*\[")
 
@@ -80,6 +78,7 @@ class AnthropicClient:
         )
 
     def _body(self, request: dict[str, Any]) -> dict[str, Any]:
+        # A message must say how long it may get.
         limit = self._deployment.max_output_tokens or DEFAULT_MAX_TOKENS
         return {"max_tokens": limit, **request, "model": self._deployment.model}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from nestor.model.task import Usage
+from nestor.model.task import Usage, as_count
 
 ERROR_STATUS = {
     "invalid_request_error": 400,
@@ -82,11 +82,11 @@ def counts_of(usage: object) -> Counts:
     details = usage.get("output_tokens_details")
     details = details if isinstance(details, dict) else {}
     return Counts(
-        input_tokens=_count(usage.get("input_tokens")),
-        output_tokens=_count(usage.get("output_tokens")),
-        cache_read_input_tokens=_count(usage.get("cache_read_input_tokens")),
-        cache_creation_input_tokens=_count(usage.get("cache_creation_input_tokens")),
-        thinking_tokens=_count(details.get("thinking_tokens")),
+        input_tokens=as_count(usage.get("input_tokens")),
+        output_tokens=as_count(usage.get("output_tokens")),
+        cache_read_input_tokens=as_count(usage.get("cache_read_input_tokens")),
+        cache_creation_input_tokens=as_count(usage.get("cache_creation_input_tokens")),
+        thinking_tokens=as_count(details.get("thinking_tokens")),
     )
 
 
@@ -112,8 +112,3 @@ def error_status(error: object) -> int | None:
     """Return the HTTP status that fits an error's type."""
     kind = error.get("type") if isinstance(error, dict) else None
     return ERROR_STATUS.get(kind) if isinstance(kind, str) else None
-
-
-def _count(value: object) -> int | None:
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if known and isinstance(value, int) else None

@@ -17,6 +17,7 @@ import msgspec
 
 from nestor.backends.files import journal_lines as lines
 from nestor.backends.files.append_file import open_folder, open_regular
+from nestor.backends.files.journal_aside import keep_aside
 from nestor.errors import Unavailable
 from nestor.model.routing import ModelCall
 from nestor.ports.call_journal import Settled
@@ -115,18 +116,23 @@ class AbandonedJournal:
             raise ValueError(f"{settled.journal} is not this journal")
         self._done = max(self._done, settled.position - TAKEN)
 
+    def set_aside(self, settled: Settled, why: str) -> None:
+        """See CallJournal.set_aside."""
+        keep_aside(self._path, settled, why)
+        self.folded(settled)
+
     def abandoned(self) -> Sequence["AbandonedJournal"]:
         """None: ask the journal of the living process."""
         return ()
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         """Let go. Folded whole, its files go; those with bad lines are kept as ``.bad``.
 
         The lock goes last: without it nobody would look for the rest.
         """
         if self._held < 0:
             return
-        if not self.waiting:
+        if not (self.waiting or keep):
             try:
                 for path in self._files:
                     if path in self._bad:
@@ -224,24 +230,23 @@ def take_abandoned(folder: Path) -> list[AbandonedJournal]:
     for path in names:
         try:
             held = _lock(path)
-            if held is not None and (one := _taken(folder, path, held)) is not None:
-                found.append(one)
+            if held is not None:
+                found.append(_taken(folder, path, held))
         except OSError as error:
             _failed(error, path.stem)
+        except Exception:  # noqa: BLE001 - one journal stops no other
+            metrics.JOURNAL_ERRORS.labels("unreadable").inc()
+            _log.exception("call_journal_unreadable", journal=path.stem)
     return found
 
 
-def _taken(folder: Path, path: Path, held: int) -> AbandonedJournal | None:
+def _taken(folder: Path, path: Path, held: int) -> AbandonedJournal:
     try:
-        if _segments(folder, path.stem):
-            return AbandonedJournal(folder, path.stem, held)
-        # Its process is about to lock it (and makes another), or was about to remove it.
-        path.unlink()
+        # Also without a file of calls: its process may hold leases all the same.
+        return AbandonedJournal(folder, path.stem, held)
     except BaseException:
         os.close(held)
         raise
-    os.close(held)
-    return None
 
 
 def _lock(path: Path) -> int | None:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from nestor.backends.files import journal_lines as lines
 from nestor.backends.files.abandoned_journal import AbandonedJournal, take_abandoned
+from nestor.backends.files.journal_aside import keep_aside
 from nestor.backends.files.journal_writer import JournalWriter, Segment
 from nestor.errors import Misconfigured, Unavailable
 from nestor.model.ids import new_id
@@ -175,11 +176,16 @@ class FileCallJournal:
                 self._append(lines.folded(settled.position))
             self._file.drop_unneeded()
 
+    def set_aside(self, settled: Settled, why: str) -> None:
+        """See CallJournal.set_aside."""
+        keep_aside(self._path, settled, why)
+        self.folded(settled)
+
     def abandoned(self) -> Sequence[AbandonedJournal]:
         """See CallJournal.abandoned. Reads them whole: in a thread, where many may be."""
         return take_abandoned(self._path)
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         """See CallJournal.close."""
         with self._lock:
             if self._closed:
@@ -194,7 +200,7 @@ class FileCallJournal:
             if thread and thread.is_alive():
                 self._file.flush()
                 return  # it is in an fsync that hangs, and has the files
-            if self._open or self._ended:
+            if self._open or self._ended or keep:
                 self._file.flush()
                 self._file.sync(self._file.unsynced())
                 self._file.remove(self._file.doomed)

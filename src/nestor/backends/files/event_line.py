@@ -29,6 +29,7 @@ _ENVELOPE = frozenset(
         "task_id",
     }
 )
+_SCALARS = frozenset({type(None), bool, int, float})
 _encoder = msgspec.json.Encoder()
 
 
@@ -104,6 +105,8 @@ def _unknown(value: Any) -> str:
 
 
 def _trim(value: Any, *, keep_prompts: bool) -> Any:
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             return f"{value[:MAX_TEXT]}… [{len(value) - MAX_TEXT} more characters]"

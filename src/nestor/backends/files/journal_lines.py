@@ -6,7 +6,8 @@
 * ``["e",N,[call…]]`` it ended, as the N-th of this journal.
 * ``["f",N]`` the first N that ended are in SQL, and their events in the event log.
 
-A file of journal ``ID`` is ``ID.NUMBER.jsonl``; ``ID.lock`` is locked by the process that
+A file of journal ``ID`` is ``ID.NUMBER.jsonl``, or ``ID.aside.bad`` where calls are kept
+that SQL does not take: it has the same lines, and is left to a person. ``ID.lock`` is locked by the process that
 writes it, or by the one that took it over, and the kernel lets go of that at any death.
 """
 
@@ -20,6 +21,7 @@ VERSION: Final = 1
 LOCK: Final = ".lock"
 SEGMENT: Final = ".jsonl"
 BAD: Final = ".bad"
+ASIDE: Final = ".aside" + BAD
 _FIELDS: Final = ModelCall.__struct_fields__
 _encode = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
@@ -82,7 +84,7 @@ def read_line(data: bytes) -> Line:
     """Decode one line without its end. Raises ``BadLineError``."""
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLineError(str(error)) from error
 
 

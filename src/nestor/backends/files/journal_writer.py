@@ -12,6 +12,7 @@ from nestor.backends.files.append_file import open_folder, open_regular
 from nestor.telemetry import metrics
 from nestor.telemetry.logs import get_logger
 
+_UNNAMED = ".new"
 _log = get_logger("nestor.call_journal")
 
 
@@ -200,13 +201,13 @@ class JournalWriter:
 
 
 def _hold(path: Path, folder: int) -> int:
-    """Make the lock file and lock it; a taker may have had it, and removed it, between."""
-    while True:
-        fd = open_regular(path, folder)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        ours = os.fstat(fd)
-        with suppress(FileNotFoundError):
-            named = path.lstat()
-            if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
-                return fd
+    """Make the lock file. It has its name once it is locked: no taker finds it before."""
+    unnamed = path.with_suffix(_UNNAMED)
+    fd = open_regular(unnamed, folder)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(unnamed.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd

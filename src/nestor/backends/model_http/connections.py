@@ -12,6 +12,7 @@ tell whether it was read before: repeating it by itself may pay for it twice. So
   once; the attempt that was lost is one of which nobody knows whether it was billed.
 """
 
+import asyncio
 import select
 import time
 from contextvars import ContextVar
@@ -21,7 +22,9 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 
 IDLE_S = 3.0
 """How long a connection without TLS is kept: a new one costs next to nothing."""
@@ -60,6 +63,7 @@ class KeptConnections(aiohttp.TCPConnector):
             limit_per_host=0,
             keepalive_timeout=max(idle_s, tls_idle_s),
         )
+        self._factory = partial(_reader, loop=asyncio.get_running_loop())
         self._idle_s = idle_s
         self._tls_idle_s = tls_idle_s
         self._left_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
@@ -87,6 +91,24 @@ class KeptConnections(aiohttp.TCPConnector):
 
     def _leave(self, protocol: Any) -> None:
         self._left_at[protocol] = time.monotonic()
+
+
+class _Answer(ResponseHandler):
+    """The driver's reader of answers, which tells who reads a body that it cannot go on.
+
+    Where the frames of a body make no sense, the driver ends the connection and says so to
+    who waits for a head; who waits for more of the body would wait until a time limit.
+    """
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        body = self._payload
+        super().set_exception(exc, *cause)
+        if isinstance(exc, HttpProcessingError) and body and not body.is_eof():
+            body.set_exception(aiohttp.ClientPayloadError(exc.message), *cause)
+
+
+def _reader(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return _Answer(loop)
 
 
 def _is_silent(connection: Connection) -> bool:

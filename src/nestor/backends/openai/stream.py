@@ -74,8 +74,10 @@ class OpenAIStream(EventStream):
         for event in split(piece):
             goes_on = not self._done
             if is_done(event):
-                self._done = True
-            elif (data := data_of(event)) is not None:
+                if goes_on:
+                    self._last, self._done = event, True
+                continue
+            if (data := data_of(event)) is not None:
                 if data.get("error") or event.startswith(_ERROR_EVENT):
                     self._fail(data)
                     break

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from nestor.model.task import Usage
+from nestor.model.task import Usage, as_count
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -72,10 +72,10 @@ def usage_of(usage: object) -> Usage:
     read = read if isinstance(read, dict) else {}
     written = written if isinstance(written, dict) else {}
     return Usage(
-        input_tokens=count(usage.get("prompt_tokens")),
-        output_tokens=count(usage.get("completion_tokens")),
-        cached_tokens=count(read.get("cached_tokens")),
-        reasoning_tokens=count(written.get("reasoning_tokens")),
+        input_tokens=as_count(usage.get("prompt_tokens")),
+        output_tokens=as_count(usage.get("completion_tokens")),
+        cached_tokens=as_count(read.get("cached_tokens")),
+        reasoning_tokens=as_count(written.get("reasoning_tokens")),
     )
 
 
@@ -92,12 +92,6 @@ def error_status(error: object) -> int | None:
     """Return the HTTP status that an error in a reply of status 200 names, if it does."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and code in _ERROR_STATUS else None
-
-
-def count(value: object) -> int | None:
-    """Return a number of tokens; None for what is none."""
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if known and isinstance(value, int) else None
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ without asking Redis. Shared counts go by Redis's clock alone.
 from nestor.backends.redis.connection import RedisConnection
 from nestor.errors import Unavailable
 from nestor.model.health import Dependency
-from nestor.ports.quota import WINDOW_S
+from nestor.ports.quota import MAX_COST, WINDOW_S
 from nestor.resilience.quota import MovingQuota
 
 KEY_PREFIX = "nestor:quota:"
@@ -91,6 +91,7 @@ class RedisQuota:
 
     async def admit(self, name: str, *, limit: int, cost: int = 1) -> float | None:
         """See ``Quota.admit``. Waits at most ``WAIT_S`` for Redis."""
+        cost = min(cost, MAX_COST)
         wait_s = self._local.wait_s(name, limit=limit, cost=cost)
         if wait_s is not None:
             return wait_s
@@ -106,7 +107,9 @@ class RedisQuota:
             return
         try:
             await self._connection.ask(
-                lambda: self._correct(keys=[KEY_PREFIX + name], args=[by])
+                lambda: self._correct(
+                    keys=[KEY_PREFIX + name], args=[max(-MAX_COST, min(by, MAX_COST))]
+                )
             )
         except Unavailable:
             return

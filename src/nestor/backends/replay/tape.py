@@ -1,6 +1,7 @@
 """Recorded model traffic in one JSON file that people can read and edit."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ from nestor.backends.replay.normalise import conversation, digest
 from nestor.errors import Misconfigured, UpstreamError
 from nestor.model.routing import Dialect
 from nestor.model.task import Usage
-from nestor.telemetry.redact import redact
+from nestor.telemetry.redact import redact, redact_value
 
 FORMAT = 2
 _READS = {1, 2}
@@ -82,13 +83,13 @@ class Cassette:
         recorded_from: str,
         dialect: Dialect = Dialect.OPENAI,
     ) -> None:
-        """Keep an answer; the newest one for a conversation stands."""
-        texts = conversation(request)
+        """Keep an answer, without secrets; the newest one for a conversation stands."""
+        texts = _texts(request)
         entry = Entry(
             match=digest(texts),
             dialect=dialect,
             request_preview=[_shorten(redact(text)) for text in texts],
-            response=response,
+            response=_without_secrets(response),
             usage=usage,
             recorded_from=recorded_from,
         )
@@ -96,8 +97,10 @@ class Cassette:
 
     def find(self, request: dict[str, Any], dialect: Dialect = Dialect.OPENAI) -> Entry:
         """Return the answer to a conversation. Raises ``UpstreamError`` that says what differs."""
-        texts = conversation(request)
+        texts = _texts(request)
         entry = self._entries.get((dialect, digest(texts)))
+        if entry is None:  # recordings were made of what was asked to the letter
+            entry = self._entries.get((dialect, digest(conversation(request))))
         if entry is None:
             message = f"the cassette has no answer: {self._explain(texts, dialect)}"
             # 404: the recording is well, it is the question that is not in it.
@@ -105,12 +108,22 @@ class Cassette:
         return entry
 
     def save(self, path: Path) -> None:
-        """Write the file whole: readers see the old one or the new one."""
+        """Write the file whole: readers see the old one or the new one.
+
+        Only its owner may read it. Raises ``OSError``; the old file stands then.
+        """
         content = _File(format=FORMAT, about=self.about, entries=self.entries)
         text = msgspec.json.format(msgspec.json.encode(content), indent=2)
         part = path.with_name(f".{path.name}.part")
-        part.write_bytes(text + b"\n")
-        part.replace(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        try:
+            with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)  # one that a crash has left may be open
+                file.write(text + b"\n")
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
     def _explain(self, texts: list[str], dialect: Dialect) -> str:
         asked = [_shorten(redact(text)) for text in texts]
@@ -134,6 +147,21 @@ class Cassette:
         )
         shown = [line[:_SHOWN_CHARACTERS] for line in list(lines)[:_SHOWN_LINES]]
         return f"asked: {last}\n" + "\n".join(shown)
+
+
+def _texts(request: dict[str, Any]) -> list[str]:
+    """Return what a conversation is told by, without secrets.
+
+    An answer is kept without them, and is a part of the conversation that goes on.
+    """
+    return conversation(redact_value(request))
+
+
+def _without_secrets(response: dict[str, Any]) -> dict[str, Any]:
+    if response.get("object") == "list":
+        return response  # numbers, also where they are written as text
+    cleaned: dict[str, Any] = redact_value(response)
+    return cleaned
 
 
 def _fault_of(entry: Entry) -> str | None:

@@ -12,13 +12,12 @@ from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.rows import insert
+from nestor.backends.sql.rows import MOST, bounded, insert, sum_of
 from nestor.backends.sql.schema import budget, lease
 from nestor.model.money import pico, pico_limit, usd_of
 from nestor.model.routing import Charge
 from nestor.ports.budget_store import Account, Slice, Spent
 
-_MAX_TOKENS = 2**62
 _AT_ONCE = 500
 """Accounts asked for by one statement: databases bound how many values one may have."""
 Pair = tuple[int, int]
@@ -37,11 +36,11 @@ class SqlBudgetStore:
             spent = await self._locked(connection, account.id)
             own, others = await self._held(connection, account.id, holder)
             limit_usd = None if account.usd is None else pico_limit(account.usd)
-            limit_tokens = (
-                None if account.tokens is None else min(account.tokens, _MAX_TOKENS)
-            )
+            limit_tokens = None if account.tokens is None else min(account.tokens, MOST)
             usd = _given(pico(want.usd), limit_usd, spent[0] + others[0], own[0])
-            tokens = _given(want.tokens, limit_tokens, spent[1] + others[1], own[1])
+            tokens = _given(
+                bounded(want.tokens), limit_tokens, spent[1] + others[1], own[1]
+            )
             if usd or tokens:
                 amounts = [(account.id, usd, tokens)]
                 await _add(self._database, connection, holder, amounts)
@@ -56,8 +55,12 @@ class SqlBudgetStore:
                 update(lease)
                 .where(*of_holder)
                 .values(
-                    pico_usd=lease.c.pico_usd - pico(unused.usd),
-                    tokens=lease.c.tokens - unused.tokens,
+                    pico_usd=sum_of(
+                        self._database, lease.c.pico_usd, -pico(unused.usd)
+                    ),
+                    tokens=sum_of(
+                        self._database, lease.c.tokens, bounded(-unused.tokens)
+                    ),
                 )
             )
             await connection.execute(
@@ -149,7 +152,7 @@ async def charge(
     sums: dict[str, Pair] = {}
     for one in charges:
         usd, tokens = sums.get(one.account, (0, 0))
-        sums[one.account] = (usd + pico(one.usd), tokens + one.tokens)
+        sums[one.account] = (bounded(usd + pico(one.usd)), bounded(tokens + one.tokens))
     if not sums:
         return
     accounts = sorted(sums.items())
@@ -159,9 +162,8 @@ async def charge(
         added.on_conflict_do_update(
             index_elements=[budget.c.account],
             set_={
-                "spent_pico_usd": budget.c.spent_pico_usd
-                + added.excluded.spent_pico_usd,
-                "spent_tokens": budget.c.spent_tokens + added.excluded.spent_tokens,
+                name: sum_of(database, budget.c[name], added.excluded[name])
+                for name in ("spent_pico_usd", "spent_tokens")
             },
         ),
         [
@@ -193,8 +195,8 @@ async def _add(
         added.on_conflict_do_update(
             index_elements=[lease.c.account, lease.c.holder],
             set_={
-                "pico_usd": lease.c.pico_usd + added.excluded.pico_usd,
-                "tokens": lease.c.tokens + added.excluded.tokens,
+                name: sum_of(database, lease.c[name], added.excluded[name])
+                for name in ("pico_usd", "tokens")
             },
         ),
         [

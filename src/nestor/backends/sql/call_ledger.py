@@ -1,7 +1,7 @@
 """The meter's memory in SQL: one row a settled model call, and what they add up to."""
 
 from collections.abc import Iterable, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,8 +21,9 @@ from nestor.backends.sql.spend import (
     numbers,
     view,
 )
+from nestor.model.ids import new_id
 from nestor.model.money import usd_of
-from nestor.model.routing import ModelCall
+from nestor.model.routing import Charge, Dialect, ModelCall, Side
 from nestor.model.task import Usage
 from nestor.ports.call_journal import Settled
 from nestor.ports.call_ledger import SpendBy
@@ -48,25 +49,37 @@ class SqlCallLedger:
 
     async def fold(self, settled: Settled) -> int:
         """See CallLedger.fold. One transaction; only rows that are new cost anybody."""
+        async with self._database.write() as connection:
+            return await self._fold(connection, settled)
+
+    async def rehearse(self) -> None:
+        """See CallLedger.rehearse: a transaction that is rolled back."""
+        try:
+            async with self._database.write() as connection:
+                await self._fold(connection, _plain())
+                raise _RolledBackError  # noqa: TRY301 - what ends a transaction so
+        except _RolledBackError:
+            return
+
+    async def _fold(self, connection: AsyncConnection, settled: Settled) -> int:
         calls = {call.interaction_id: call for call in reversed(settled.calls)}
         rows = [_row(call) for call in calls.values()]
-        async with self._database.write() as connection:
-            if not await self._advance(connection, settled):
-                return 0
-            found = await connection.execute(
-                insert(self._database, model_call)
-                .on_conflict_do_nothing(index_elements=["interaction_id"])
-                .returning(model_call.c.interaction_id),
-                rows,
-            )
-            new = [calls[interaction_id] for interaction_id in found.scalars()]
-            await add_spend(self._database, connection, new)
-            await charge(
-                self._database,
-                connection,
-                holder=settled.journal,
-                charges=[one for call in new for one in call.charges],
-            )
+        if not await self._advance(connection, settled):
+            return 0
+        found = await connection.execute(
+            insert(self._database, model_call)
+            .on_conflict_do_nothing(index_elements=["interaction_id"])
+            .returning(model_call.c.interaction_id),
+            rows,
+        )
+        new = [calls[interaction_id] for interaction_id in found.scalars()]
+        await add_spend(self._database, connection, new)
+        await charge(
+            self._database,
+            connection,
+            holder=settled.journal,
+            charges=[one for call in new for one in call.charges],
+        )
         return len(new)
 
     async def _advance(self, connection: AsyncConnection, settled: Settled) -> bool:
@@ -178,6 +191,30 @@ class SqlCallLedger:
             }
             for row, sums in ((row, numbers(row)) for row in rows)
         ]
+
+
+class _RolledBackError(Exception):
+    """Ends a transaction that is to leave nothing."""
+
+
+def _plain() -> Settled:
+    """Return a call that nothing can be wrong with, under names that nobody has."""
+    name = new_id()
+    call = ModelCall(
+        interaction_id=name,
+        at=datetime.now(UTC),
+        deployment="",
+        side=Side.LOCAL,
+        model="",
+        dialect=Dialect.OPENAI,
+        route_reason="",
+        ok=True,
+        usage=Usage(input_tokens=1, output_tokens=1),
+        cost_usd=Decimal(1),
+        latency_ms=0.0,
+        charges=(Charge(account=f"key:{name}", usd=Decimal(1), tokens=2),),
+    )
+    return Settled(journal=name, position=1, calls=[call])
 
 
 def _row(call: ModelCall) -> dict[str, Any]:

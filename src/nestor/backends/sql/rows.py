@@ -1,13 +1,17 @@
 """How values become columns: JSON text, time text, and inserts that tolerate a repeat."""
 
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import Table
+from sqlalchemy import BigInteger, ColumnElement, Table, func, literal
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nestor.backends.sql.database import Database
+
+MOST: Final = 2**62 - 1
+"""What a sum comes to at most: two of them still add up within 64 bits. Beyond these
+PostgreSQL refuses, and SQLite goes on with what is no whole number any more."""
 
 
 def time_text(at: datetime) -> str:
@@ -39,3 +43,24 @@ def insert(database: Database, table: Table) -> sqlite.Insert:
     if database.is_sqlite:
         return sqlite.insert(table)
     return cast("sqlite.Insert", postgresql.insert(table))
+
+
+def bounded(number: int) -> int:
+    """Return ``number``, or as much of it as ``sum_of`` takes."""
+    return max(-MOST, min(number, MOST))
+
+
+def sum_of(
+    database: Database, column: ColumnElement[int], more: ColumnElement[int] | int
+) -> ColumnElement[int]:
+    """Add ``more``, which is ``bounded``; a sum of more than ``MOST`` is that much."""
+    least, greatest = (
+        (func.min, func.max) if database.is_sqlite else (func.least, func.greatest)
+    )
+
+    def within(number: ColumnElement[int]) -> ColumnElement[int]:
+        most, lowest = literal(MOST, BigInteger), literal(-MOST, BigInteger)
+        return greatest(lowest, least(most, number), type_=BigInteger)
+
+    # The column as well: it may hold what was added up before there was a bound.
+    return within(within(column) + more)

@@ -8,7 +8,7 @@ from sqlalchemy import Column, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql.database import Database
-from nestor.backends.sql.rows import insert, time_text
+from nestor.backends.sql.rows import bounded, insert, sum_of, time_text
 from nestor.backends.sql.schema import spend
 from nestor.model.money import pico
 from nestor.model.routing import ModelCall
@@ -21,6 +21,8 @@ TOKENS: Final = (
     *("cache_write_tokens", "reasoning_tokens"),
 )
 COST: Final = "cost_pico_usd"
+_PART: Final = 10**12
+_HIGH, _LOW = "cost_high", "cost_low"
 _COLUMNS: Final[Mapping[SpendBy, Column[Any]]] = {
     SpendBy.MODEL: spend.c.model,
     SpendBy.DEPLOYMENT: spend.c.deployment,
@@ -46,7 +48,8 @@ async def add_spend(
         return
     statement = insert(database, spend)
     new = statement.excluded
-    sums: dict[str, Any] = {name: spend.c[name] + new[name] for name in (*COUNTS, COST)}
+    sums: dict[str, Any] = {name: spend.c[name] + new[name] for name in COUNTS}
+    sums[COST] = sum_of(database, spend.c[COST], new[COST])
     for name in TOKENS:  # null, where nobody reported any, takes no part
         sums[name] = func.coalesce(spend.c[name] + new[name], spend.c[name], new[name])
     # In one order everywhere, so that two processes never wait for each other's rows.
@@ -75,7 +78,7 @@ def _add(row: dict[str, Any], call: ModelCall) -> None:
     if call.cost_usd is None:
         row["unpriced"] += 1
     else:
-        row[COST] += pico(call.cost_usd)
+        row[COST] = bounded(row[COST] + pico(call.cost_usd))
     for name in TOKENS:
         count = getattr(call.usage, name)
         if count is not None:
@@ -85,29 +88,38 @@ def _add(row: dict[str, Any], call: ModelCall) -> None:
 def view(by: SpendBy, *, since: date | None, limit: int) -> Select[Any]:
     """Select one row a group; see ``CallLedger.spend``."""
     column = _COLUMNS[by]
-    cost = _sum(COST)
-    query = select(column.label("by"), *(_sum(n) for n in (*COUNTS, *TOKENS)), cost)
+    query = select(column.label("by"), *_sums())
     if since is not None:
         query = query.where(spend.c.day >= since.isoformat())
-    newest_or_dearest = (
-        column.desc() if by is SpendBy.DAY else func.sum(spend.c[COST]).desc()
-    )
-    return query.group_by(column).order_by(newest_or_dearest, column).limit(limit)
+    first = [column.desc()] if by is SpendBy.DAY else [part.desc() for part in _cost()]
+    return query.group_by(column).order_by(*first, column).limit(limit)
 
 
 def by_model() -> Select[Any]:
     """Select one row a model and route."""
     columns = (spend.c.model, spend.c.side)
-    names = (*COUNTS, *TOKENS, COST)
-    query = select(*columns, *(_sum(name) for name in names))
-    return query.group_by(*columns).order_by(*columns)
+    return select(*columns, *_sums()).group_by(*columns).order_by(*columns)
 
 
-def _sum(name: str) -> Any:
-    return func.sum(spend.c[name]).label(name)
+def _sums() -> list[Any]:
+    names = (*COUNTS, *TOKENS)
+    counts = [func.sum(spend.c[name]).label(name) for name in names]
+    high, low = _cost()
+    return [*counts, high.label(_HIGH), low.label(_LOW)]
+
+
+def _cost() -> tuple[Any, Any]:
+    """Return the cost of a group: how often ``_PART``, and the rest.
+
+    A row may have as much as a column holds; SQLite refuses a sum that is more than that.
+    """
+    low = func.sum(spend.c[COST] % _PART)
+    return func.sum(spend.c[COST] // _PART) + low // _PART, low % _PART
 
 
 def numbers(row: Any) -> dict[str, Any]:
     """Return counts, tokens and cost of a row; PostgreSQL's sums are ``numeric``."""
-    found = {name: getattr(row, name) for name in (*COUNTS, *TOKENS, COST)}
-    return {name: None if sum_ is None else int(sum_) for name, sum_ in found.items()}
+    found = {name: getattr(row, name) for name in (*COUNTS, *TOKENS)}
+    cost = int(getattr(row, _HIGH)) * _PART + int(getattr(row, _LOW))
+    sums = {name: None if sum_ is None else int(sum_) for name, sum_ in found.items()}
+    return {**sums, COST: cost}

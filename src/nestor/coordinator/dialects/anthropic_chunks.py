@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from nestor.coordinator.dialects.kept import PIECE, Room
 from nestor.errors import UpstreamError
+from nestor.model.task import as_count
 
 _FINISHES = {
     "max_tokens": "length",
@@ -18,6 +20,10 @@ _FINISHES = {
     "tool_use": "tool_calls",
 }
 """Everything else (``end_turn``, ``stop_sequence``) is ``stop``."""
+_COUNTS = (
+    *("input_tokens", "output_tokens", "output_tokens_details"),
+    *("cache_read_input_tokens", "cache_creation_input_tokens"),
+)
 _SHOWN = 60
 
 
@@ -76,6 +82,7 @@ class Chunks:
         self._head: dict[str, Any] = {}
         self._usage: dict[str, Any] = {}
         self._calls: dict[int, _Call] = {}
+        self._room = Room()
         self._said = {
             "message_start": self._start,
             "content_block_start": self._block,
@@ -116,7 +123,9 @@ class Chunks:
             return [self._chunk({"reasoning_content": thought})] if thought else []
         if kind == "tool_use":
             number = len(self._calls)
-            self._calls[_index(event)] = _Call(number, block.get("input"))
+            whole = _object(block.get("input"))
+            self._room.take(PIECE + len(msgspec.json.encode(whole)))
+            self._calls[_index(event)] = _Call(number, whole)
             call = {"index": number, **_call(block, "")}
             return [self._chunk({"tool_calls": [call]})]
         if kind == "redacted_thinking":
@@ -163,7 +172,8 @@ class Chunks:
     def _count(self, usage: Any) -> None:
         """Keep what was counted: a later count is the sum so far, not an addition."""
         if isinstance(usage, dict):
-            known = {name: value for name, value in usage.items() if value is not None}
+            told = ((name, usage.get(name)) for name in _COUNTS)
+            known = {name: value for name, value in told if value is not None}
             self._usage.update(known)
 
     def _chunk(
@@ -178,9 +188,9 @@ class _Call:
 
     __slots__ = ("began", "number", "whole")
 
-    def __init__(self, number: int, whole: Any) -> None:
+    def __init__(self, number: int, whole: dict[str, Any]) -> None:
         self.number = number
-        self.whole = whole if isinstance(whole, dict) else {}
+        self.whole = whole
         self.began = False
 
     def delta(self, arguments: str) -> dict[str, Any]:
@@ -250,9 +260,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _number(counts: Any, name: str) -> int | None:
-    value = counts.get(name) if isinstance(counts, dict) else None
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if known and isinstance(value, int) else None
+    return as_count(counts.get(name) if isinstance(counts, dict) else None)
 
 
 def _no_words(what: str, kind: Any) -> UpstreamError:

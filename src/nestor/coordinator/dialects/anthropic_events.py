@@ -7,6 +7,7 @@ sent at the end, when the usage is there. What a model thinks is not passed on; 
 ``ping`` now and then shows meanwhile that the answer goes on.
 """
 
+from io import StringIO
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ import msgspec
 from nestor.coordinator.dialects.anthropic_reply import (
     call_id_of,
     calls_in,
+    choices_in,
+    delta_of,
     input_of,
     message_id_of,
     model_of,
@@ -21,6 +24,7 @@ from nestor.coordinator.dialects.anthropic_reply import (
     text_in,
     usage_of,
 )
+from nestor.coordinator.dialects.kept import PIECE, Room
 from nestor.errors import UpstreamError
 
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -31,14 +35,25 @@ _QUIET_CHUNKS = 32
 class _Block:
     """Text, or a call (``number`` is its place among the calls)."""
 
-    __slots__ = ("call_id", "closed", "index", "name", "number", "pending", "said")
+    __slots__ = (
+        "call_id",
+        "closed",
+        "ends",
+        "index",
+        "name",
+        "number",
+        "pending",
+        "said",
+    )
 
     def __init__(self, number: int | None = None) -> None:
         self.number = number
         self.index: int | None = None
         self.call_id = self.name = ""
         self.pending = ""
-        self.said = ""
+        self.said = StringIO()
+        """Of a call; ``ends`` is its last character that is no white space."""
+        self.ends = ""
         self.closed = False
 
     @property
@@ -53,11 +68,10 @@ class _Block:
         """Tell whether nothing of it can come any more, given that another block began."""
         if self.number is None:
             return True
-        text = self.said + self.pending
-        if not text.rstrip().endswith("}"):
+        if not (self.pending.rstrip() or self.ends).endswith("}"):
             return False
         try:
-            input_of(text, self.name)
+            input_of(self.said.getvalue() + self.pending, self.name)
         except UpstreamError:
             return False
         return True
@@ -80,6 +94,7 @@ class AnthropicEvents:
         self._end: dict[str, Any] = {}
         self._refused = False
         self._quiet = 0
+        self._room = Room()
 
     def feed(self, chunk: dict[str, Any]) -> bytes:
         """Take one chunk; return whole events, or nothing yet."""
@@ -88,10 +103,8 @@ class AnthropicEvents:
             self._start(chunk, out)
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
-        choices = chunk.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict) and not choice.get("index"):
-                self._choice(choice)
+        for choice in choices_in(chunk):
+            self._choice(choice)
         self._send(out, final=False)
         self._quiet = 0 if out else self._quiet + 1
         if self._quiet == _QUIET_CHUNKS:
@@ -135,8 +148,7 @@ class AnthropicEvents:
         out.append(_PING)
 
     def _choice(self, choice: dict[str, Any]) -> None:
-        delta = choice.get("delta")
-        delta = delta if isinstance(delta, dict) else {}
+        delta = delta_of(choice)
         for name in ("audio", "function_call"):
             if delta.get(name):
                 message = (
@@ -148,7 +160,9 @@ class AnthropicEvents:
         text = text_in(delta.get("content")) + refusal
         if text:
             if not self._queue or self._queue[-1].number is not None:
+                self._room.take(PIECE)
                 self._queue.append(_Block())
+            self._room.take(len(text))
             self._queue[-1].pending += text
         for place, call in enumerate(calls_in(delta.get("tool_calls"))):
             self._call(call, place)
@@ -162,21 +176,29 @@ class AnthropicEvents:
         named = isinstance(call_id, str) and call_id
         # Some servers give every call the same index; a new id after a whole call tells.
         if block is None or (named and call_id != block.call_id and block.complete):
+            self._room.take(PIECE)
             block = self._calls[index] = _Block(self._called)
             self._called += 1
             self._queue.append(block)
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
-        block.call_id = block.call_id or str(call_id or "")
-        block.name = block.name or str(function.get("name") or "")
+        block.call_id = block.call_id or self._kept(call_id)
+        block.name = block.name or self._kept(function.get("name"))
         more = function.get("arguments") or ""
         if not isinstance(more, str):
             more = msgspec.json.encode(more).decode()
+        self._room.take(len(more))
         if not block.closed:
             block.pending += more
         elif more.strip():
             message = f"the model went on with a call of {block.name!r} that was whole"
             raise UpstreamError(message)
+
+    def _kept(self, given: Any) -> str:
+        if not isinstance(given, str):
+            return ""
+        self._room.take(len(given))
+        return given
 
     def _send(self, out: list[bytes], *, final: bool) -> None:
         """Pass on what can be: the first block's pieces, and the next's once it is whole."""
@@ -207,7 +229,9 @@ class AnthropicEvents:
                 self._open(block, {**start, "input": {}}, out)
             delta = {"type": "input_json_delta", "partial_json": block.pending}
         if block.pending:
-            block.said += block.pending if block.number is not None else ""
+            if block.number is not None:
+                block.said.write(block.pending)
+                block.ends = block.pending.rstrip()[-1:] or block.ends
             block.pending = ""
             said = {"type": "content_block_delta", "index": block.index, "delta": delta}
             _event(out, said)
@@ -220,7 +244,7 @@ class AnthropicEvents:
 
     def _close(self, block: _Block, out: list[bytes]) -> None:
         if block.number is not None and self._stop()[0] != "max_tokens":
-            input_of(block.said, block.name)
+            input_of(block.said.getvalue(), block.name)
         block.closed = True
         _event(out, {"type": "content_block_stop", "index": block.index})
 

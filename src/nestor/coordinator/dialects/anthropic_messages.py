@@ -155,6 +155,8 @@ class _Turns:
         known = {"type", "tool_use_id", "content", "is_error"}
         leave(block, known, "messages.content", self._left)
         call_id = block.get("tool_use_id")
+        if not isinstance(call_id, str):
+            raise InvalidInput.at(f"{at}.tool_use_id", "must be a text")
         if call_id not in self._asked:
             message = "no call of this id in the assistant's message right before"
             raise InvalidInput.at(f"{at}.tool_use_id", message)

@@ -7,6 +7,7 @@ import msgspec
 
 from nestor.coordinator.dialects.tool_ids import legal
 from nestor.errors import UpstreamError
+from nestor.model.task import as_count
 
 _ENDS = {
     "length": "max_tokens",
@@ -75,6 +76,25 @@ def call_id_of(call_id: Any, message_id: str, number: int) -> str:
     if isinstance(call_id, str) and call_id:
         return legal(call_id)
     return f"toolu_{message_id.removeprefix('msg_')}_{number}"
+
+
+def choices_in(chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what a chunk says of the first answer."""
+    choices = chunk.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            yield choice
+
+
+def delta_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return what a chunk adds. Raises ``UpstreamError`` for what is no object.
+
+    A piece would be missing: the rest must not look like the whole.
+    """
+    delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        raise UpstreamError("the model's server sent a piece that cannot be read")
+    return delta
 
 
 def calls_in(calls: Any) -> Iterator[dict[str, Any]]:
@@ -159,21 +179,21 @@ def usage_of(usage: Any) -> dict[str, Any]:
     usage = usage if isinstance(usage, dict) else {}
     prompt = usage.get("prompt_tokens_details")
     prompt = prompt if isinstance(prompt, dict) else {}
-    cached = _count(prompt.get("cached_tokens"))
-    written = _count(prompt.get("cache_write_tokens"))
-    total = _count(usage.get("prompt_tokens"))
+    cached = as_count(prompt.get("cached_tokens"))
+    written = as_count(prompt.get("cache_write_tokens"))
+    total = as_count(usage.get("prompt_tokens"))
     if total is not None:
         found["input_tokens"] = max(0, total - (cached or 0) - (written or 0))
     if written is not None:
         found["cache_creation_input_tokens"] = written
     if cached is not None:
         found["cache_read_input_tokens"] = cached
-    output = _count(usage.get("completion_tokens"))
+    output = as_count(usage.get("completion_tokens"))
     if output is not None:
         found["output_tokens"] = output
     details = usage.get("completion_tokens_details")
     thought = details.get("reasoning_tokens") if isinstance(details, dict) else None
-    if _count(thought) is not None:
+    if as_count(thought) is not None:
         found["output_tokens_details"] = {"thinking_tokens": thought}
     return found
 
@@ -201,8 +221,3 @@ def _tool_use(
         "name": name,
         "input": input_of(function.get("arguments"), name, cut=cut),
     }
-
-
-def _count(value: Any) -> int | None:
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if known else None

@@ -6,12 +6,14 @@ only a whole one can be opened.
 """
 
 from collections.abc import Callable
+from io import StringIO
 from typing import Any
 
 import msgspec
 
 from nestor.coordinator.dialects import responses_reply as words
-from nestor.coordinator.dialects.anthropic_reply import text_in
+from nestor.coordinator.dialects.anthropic_reply import choices_in, delta_of, text_in
+from nestor.coordinator.dialects.kept import PIECE, Room
 from nestor.coordinator.dialects.responses_tools import Toolbox
 from nestor.errors import UpstreamError
 
@@ -19,15 +21,17 @@ from nestor.errors import UpstreamError
 class _Item:
     """One item of the output while it grows."""
 
-    __slots__ = ("called", "closed", "id", "key", "kind", "parts", "place")
+    __slots__ = ("called", "closed", "given", "id", "key", "kind", "parts", "place")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.id = ""
         self.place = -1
         """In the output; -1 while it is not known what it is."""
-        self.parts: list[tuple[str, list[str]]] = []
-        self.called: dict[str, Any] = {"id": "", "name": "", "arguments": ""}
+        self.parts: list[tuple[str, StringIO]] = []
+        self.called = {"id": "", "name": ""}
+        self.given = StringIO()
+        """A call's arguments."""
         self.key: Any = None
         self.closed: dict[str, Any] | None = None
 
@@ -53,6 +57,7 @@ class ResponsesEvents:
         self._numbered = self._sent_numbers = 0
         self._usage: Any = None
         self._reason: str | None = None
+        self._room = Room()
         self._out: list[bytes] = []
 
     def feed(self, chunk: dict[str, Any]) -> bytes:
@@ -60,11 +65,11 @@ class ResponsesEvents:
         self._begin(chunk)
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
-        for choice in chunk.get("choices") or ():
-            if not isinstance(choice, dict) or choice.get("index"):
-                continue
-            self._take(choice.get("delta") or {})
-            self._reason = choice.get("finish_reason") or self._reason
+        for choice in choices_in(chunk):
+            self._take(delta_of(choice))
+            reason = choice.get("finish_reason")
+            if isinstance(reason, str) and reason:
+                self._reason = reason
         return self._sent()
 
     def end(self) -> bytes:
@@ -123,26 +128,32 @@ class ResponsesEvents:
 
     def _write(self, kind: str, part: str, text: str) -> None:
         item = self._open
+        self._room.take(len(text))
         if item is None or item.kind != kind:
+            self._room.take(PIECE)
             self._close_open()
             self._open = item = _Item(kind)
             self._add(item, self._whole(item, "in_progress"))
         if not item.parts or item.parts[-1][0] != part:
+            self._room.take(PIECE)
             self._close_part(item)
-            item.parts.append((part, []))
+            item.parts.append((part, StringIO()))
             self._send_part("response.content_part.added", item, "")
-        item.parts[-1][1].append(text)
+        item.parts[-1][1].write(text)
         says: dict[str, Any] = {"logprobs": []} if part == "output_text" else {}
         self._send(f"response.{part}.delta", **self._within(item), delta=text, **says)
 
     def _call(self, call: dict[str, Any], number: int) -> None:
         item = self._find(call, number)
-        function = call.get("function") or {}
+        function = _object(call.get("function"))
         called = item.called
-        called["id"] = called["id"] or call.get("id") or ""
-        called["name"] = called["name"] or function.get("name") or ""
+        for name, given in (("id", call.get("id")), ("name", function.get("name"))):
+            if isinstance(given, str) and not called[name]:
+                self._room.take(len(given))
+                called[name] = given
         piece = words.arguments_in(function)
-        called["arguments"] += piece
+        self._room.take(len(piece))
+        item.given.write(piece)
         if item.place < 0:
             if not called["name"]:
                 return  # what is said of it starts with its name
@@ -170,13 +181,14 @@ class ResponsesEvents:
         Some servers give no index, some the same to all; a new id with a name is a new call.
         """
         key = call.get("index", number)
-        named = (call.get("function") or {}).get("name")
+        named = _object(call.get("function")).get("name")
         for item in reversed(self._calls):
             if item.key == key:
                 known, given = item.called["id"], call.get("id")
                 if named and known and given and known != given:
                     break
                 return item
+        self._room.take(PIECE)
         item = _Item("call")
         item.key = key
         self._calls.append(item)
@@ -201,7 +213,7 @@ class ResponsesEvents:
         if not item.parts:
             return
         kind, pieces = item.parts[-1]
-        text = "".join(pieces)
+        text = pieces.getvalue()
         says: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
         says["refusal" if kind == "refusal" else "text"] = text
         self._send(f"response.{kind}.done", **self._within(item), **says)
@@ -226,7 +238,7 @@ class ResponsesEvents:
         self._send_item("done", item, done)
 
     def _whole(self, item: _Item, status: str) -> dict[str, Any]:
-        texts = [(kind, "".join(pieces)) for kind, pieces in item.parts]
+        texts = [(kind, pieces.getvalue()) for kind, pieces in item.parts]
         if item.kind == "rs":
             text = "".join(text for _, text in texts)
             return words.reasoning(item.id, text, status)
@@ -234,9 +246,8 @@ class ResponsesEvents:
         return words.message(item.id, parts, status)
 
     def _item_of(self, item: _Item, status: str) -> dict[str, Any]:
-        return words.call(
-            self._response, item.place, item.called, self._toolbox, status
-        )
+        called = item.called | {"arguments": item.given.getvalue()}
+        return words.call(self._response, item.place, called, self._toolbox, status)
 
     def _output(self) -> list[dict[str, Any]]:
         return [item.closed for item in self._items if item.closed is not None]
@@ -271,3 +282,7 @@ class ResponsesEvents:
         self._out.clear()
         self._sent_numbers = self._numbered
         return sent
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -9,6 +9,7 @@ from nestor.coordinator.dialects.anthropic_reply import model_of, text_in
 from nestor.coordinator.dialects.openai import choice_of
 from nestor.coordinator.dialects.responses_tools import Toolbox, unwrapped
 from nestor.errors import UpstreamError
+from nestor.model.task import as_count
 
 _CUT = {
     "length": "max_output_tokens",
@@ -99,8 +100,9 @@ def usage_of(usage: Any) -> dict[str, Any] | None:
     this.
     """
     given = usage if isinstance(usage, dict) else {}
-    read, written = given.get("prompt_tokens"), given.get("completion_tokens")
-    if not isinstance(read, int) or not isinstance(written, int):
+    read = as_count(given.get("prompt_tokens"))
+    written = as_count(given.get("completion_tokens"))
+    if read is None or written is None:
         return None
     prompt = given.get("prompt_tokens_details")
     answer = given.get("completion_tokens_details")
@@ -119,8 +121,7 @@ def usage_of(usage: Any) -> dict[str, Any] | None:
 
 
 def _count(details: Any, name: str) -> int:
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if isinstance(value, int) else 0
+    return as_count(details.get(name) if isinstance(details, dict) else None) or 0
 
 
 def thoughts_in(said: dict[str, Any]) -> str:

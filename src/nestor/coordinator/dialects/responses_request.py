@@ -1,11 +1,11 @@
 """A Responses request as a chat request."""
 
-import re
 from typing import Any
 
 import msgspec
 
 from nestor.coordinator.dialects.face import Translated
+from nestor.coordinator.dialects.left_out import names
 from nestor.coordinator.dialects.responses_tools import Toolbox, chat_name, wrapped
 from nestor.errors import InvalidInput
 
@@ -31,7 +31,6 @@ _HANDLED = frozenset(
 _NOTHING_SAID = (("service_tier", "auto"), ("truncation", "disabled"))
 _SILENT = frozenset({"annotations", "id", "logprobs", "phase", "status", "type"})
 """What an answer's own items carry when they are sent back."""
-_MOST_LEFT_OUT = 32
 _SHOWN_BELOW = "(the rest is in the user message after the tools' outputs)"
 
 
@@ -60,7 +59,7 @@ def to_chat(request: dict[str, Any]) -> Translated:
             left_out |= {f"{name}.{key}": None for key in inside if _says(inside[key])}
         elif _says(inside):
             left_out[name] = None
-    return Translated(body=body, left_out=_names(left_out))
+    return Translated(body=body, left_out=names(left_out))
 
 
 def _refuse(request: dict[str, Any]) -> None:
@@ -102,8 +101,8 @@ def _put_format(
     form = text.get("format")
     kind = form.get("type") if isinstance(form, dict) else None
     if kind == "json_schema" and isinstance(form, dict):
-        names = ("name", "description", "schema", "strict")
-        schema = {name: form[name] for name in names if form.get(name) is not None}
+        said = ("name", "description", "schema", "strict")
+        schema = {name: form[name] for name in said if form.get(name) is not None}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif kind == "json_object":
         body["response_format"] = {"type": "json_object"}
@@ -113,12 +112,6 @@ def _put_format(
     for name, value in text.items():
         if name != "format" and _says(value):
             left_out[f"text.{name}"] = None
-
-
-def _names(left_out: dict[str, None]) -> tuple[str, ...]:
-    """Return names that fit in a line of a header."""
-    found = [re.sub(r"[^ -~]", "?", name)[:64].replace(",", "?") for name in left_out]
-    return tuple(found[:_MOST_LEFT_OUT])
 
 
 class _Turn(msgspec.Struct):

@@ -14,12 +14,9 @@ from nestor.coordinator.dialects.face import Translated
 from nestor.coordinator.dialects.left_out import Left, leave, names
 from nestor.coordinator.dialects.to_anthropic_messages import conversation, no_words
 from nestor.errors import InvalidInput
+from nestor.model.routing import DEFAULT_MAX_TOKENS
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Chunks", "reply_of", "request_of"]
-
-DEFAULT_MAX_TOKENS = 4096
-"""What a chat request without a limit may write: Anthropic's API wants one, and every
-model of theirs can write so much. A cut answer says so (``finish_reason: length``)."""
+__all__ = ["Chunks", "reply_of", "request_of"]
 
 _SAID = frozenset(
     {
