@@ -8,12 +8,14 @@ import hashlib
 import struct
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
 from tests.contracts.outside import Outside
 
 from nestor.backends.sql.database import Database
@@ -247,6 +249,49 @@ async def test_a_text_with_another_id_takes_over_the_name(
 
     assert await store.all() == [new]
     assert await store.removed() == [chunks[0].id]
+
+
+async def test_several_are_put_as_if_one_after_the_other(
+    store: SqlKnowledgeStore, tmp_path: Path
+) -> None:
+    """Replaced, unchanged, new, twice in one call, and a name that another has just left."""
+    a, b, c = make("a", "one", "two"), make("b", "three"), make("c", "four")
+    other, content, chunks = make("c", "four")
+    other = msgspec.structs.replace(other, id="other", path="b")
+    chunks = [
+        msgspec.structs.replace(one, id="other-chunk", document_id="other")
+        for one in chunks
+    ]
+    renamed = msgspec.structs.replace(b[0], path="moved")
+    calls = [
+        [a, b, make("empty")],
+        [make("a", "two", "new"), c, b],
+        [make("a", "first"), make("a", "one", "two"), c],
+        [(renamed, b[1], b[2]), (other, content, chunks), make("a")],
+    ]
+    url = f"sqlite:///{tmp_path}/one-by-one.db"
+    async with Database.open(url) as database:
+        by_one = SqlKnowledgeStore(database)
+        for items in calls:
+            gone = await store.put_all(items)
+            singly = [key for item in items for key in await by_one.put(*item)]
+            assert await store.all() == await by_one.all()
+            assert await waiting(store) == await waiting(by_one)
+            assert await store.removed() == await by_one.removed()
+            assert set(gone) <= set(singly)
+            await store.mark_indexed(await store.waiting(None))
+            await by_one.mark_indexed(await by_one.waiting(None))
+    assert [one.path for one in await store.all()] == ["a", "b", "c", "empty", "moved"]
+    assert set(await store.get_all([a[0].id, "other", "unknown"])) == {a[0].id, "other"}
+    assert await store.put_all([]) == []
+
+
+async def test_of_several_all_are_stored_or_none(store: SqlKnowledgeStore) -> None:
+    document, content, chunks = make("b", "same")
+    with pytest.raises(IntegrityError):
+        await store.put_all([make("a", "one"), (document, content, chunks * 2)])
+    assert await store.all() == []
+    assert await waiting(store) == []
 
 
 async def test_a_deleted_document_is_gone_from_search_too(

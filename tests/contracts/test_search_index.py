@@ -25,7 +25,7 @@ from tests.contracts.search_indexes import (
 
 from nestor.errors import InvalidInput, OtherVectors
 from nestor.model.ids import derived_id
-from nestor.model.knowledge import Chunk, Collection, Entry, Where
+from nestor.model.knowledge import Chunk, Collection, Entry, Legs, Vectors, Where
 from nestor.ports.search_index import SearchIndex
 
 pytestmark = [
@@ -91,6 +91,119 @@ async def test_both_legs_are_asked_at_once(index: SearchIndex) -> None:
     assert [h.chunk_id for h in legs.dense or []] == [entry("walrus").chunk.id]
     assert legs.dense is not None
     assert legs.dense[0].score == pytest.approx(1.0)
+
+
+async def test_each_leg_scores_what_only_the_other_found(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    walrus, both, otter = (
+        entry("walrus", vector=Y),
+        entry("walrus otter", vector=[0.6, 0.8, 0.0]),
+        entry("otter", vector=X),
+    )
+    waits = entry("walrus walrus walrus")
+    await index.upsert([walrus, both, otter, waits, entry("lynx", vector=Z)])
+    asked = await index.search(
+        query="walrus", vector=X, stamp=STAMP, limit=10, where=EVERYWHERE
+    )
+    scores = {hit.chunk_id: hit.score for hit in asked.bm25 or []}
+    cosines = {hit.chunk_id: hit.score for hit in asked.dense or []}
+    assert asked.terms == 1
+    assert asked.points == 5
+
+    one = await index.search(
+        query="walrus", vector=X, stamp=STAMP, limit=1, where=EVERYWHERE
+    )
+
+    assert [hit.chunk_id for hit in one.bm25 or []] == [waits.chunk.id]
+    assert one.bm25_of_dense.get(otter.chunk.id, 0.0) == 0.0
+    assert one.dense_of_bm25 == {}  # it has no vector
+    two = await index.search(
+        query="walrus", vector=X, stamp=STAMP, limit=2, where=EVERYWHERE
+    )
+    assert {hit.chunk_id for hit in two.dense or []} == {otter.chunk.id, both.chunk.id}
+    assert {hit.chunk_id for hit in two.bm25 or []} == {waits.chunk.id, walrus.chunk.id}
+    known = two.bm25_of_dense
+    assert known[both.chunk.id] == pytest.approx(scores[both.chunk.id])
+    assert known.keys() <= {both.chunk.id, otter.chunk.id}
+    expected = {walrus.chunk.id: cosines[walrus.chunk.id]}
+    assert two.dense_of_bm25 == pytest.approx(expected)
+
+
+async def test_a_filter_changes_no_score(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    entries = [
+        entry(f"walrus sleeps {n}", project="pq"[n % 2], vector=[1.0, n / 9, 0.0])
+        for n in range(9)
+    ]
+    await index.upsert([*entries, entry("walrus sleeps never", vector=Z)])
+
+    def by_id(legs: Legs) -> dict[str, tuple[float, float]]:
+        words = {h.chunk_id: h.score for h in legs.bm25 or []} | legs.bm25_of_dense
+        near = {h.chunk_id: h.score for h in legs.dense or []} | legs.dense_of_bm25
+        return {key: (words[key], near[key]) for key in words.keys() | near.keys()}
+
+    async def asked(where: Where, limit: int) -> Legs:
+        return await index.search(
+            query="walrus sleeps 3",
+            vector=X,
+            stamp=STAMP,
+            limit=limit,
+            where=where,
+            pairs=True,
+        )
+
+    every = by_id(await asked(EVERYWHERE, 50))
+    legs = await asked(Where(projects=["q"]), 2)
+
+    assert (legs.points, legs.terms) == (10, 3)
+    few = by_id(legs)
+    assert 2 <= len(few) <= 4
+    for key, scores in few.items():
+        assert scores == pytest.approx(every[key])
+
+
+async def test_words_side_by_side_count_extra_only_when_asked(
+    index: SearchIndex,
+) -> None:
+    apart = entry("sleeping otter walrus", key="a")
+    beside = entry("sleeping the walrus otter", key="b")
+    await index.upsert([apart, beside])
+
+    async def scores(query: str, pairs: bool) -> dict[str, float]:
+        legs = await index.search(query=query, limit=9, where=EVERYWHERE, pairs=pairs)
+        assert legs.terms == 2
+        return {hit.chunk_id: hit.score for hit in legs.bm25 or []}
+
+    plain = await scores("sleep walrus", False)
+    assert plain[apart.chunk.id] == pytest.approx(plain[beside.chunk.id])
+    paired = await scores("sleep walrus", True)
+    assert paired[beside.chunk.id] > paired[apart.chunk.id]
+    assert paired[apart.chunk.id] == pytest.approx(plain[apart.chunk.id])
+    turned = await scores("walrus sleep", True)
+    assert turned == pytest.approx(plain)
+
+
+async def test_it_tells_by_what_it_knows_a_chunk(index: SearchIndex) -> None:
+    await index.clear(STAMP)
+    one = entry("walrus otter", vector=[0.6, 0.8, 0.0])
+    two, bare = entry("walrus", path="y"), entry("the", path="")
+    await index.upsert([one, two, bare])
+    ids = [one.chunk.id, two.chunk.id, bare.chunk.id, derived_id("no"), "no uuid"]
+
+    held = await index.vectors(ids, stamp=STAMP)
+
+    assert held.keys() == set(ids[:3])
+    assert list(held[one.chunk.id].dense or []) == pytest.approx([0.6, 0.8, 0.0])
+    assert held[two.chunk.id].dense is None
+    assert held[bare.chunk.id] == Vectors()
+    shared = held[one.chunk.id].words.keys() & held[two.chunk.id].words.keys()
+    assert len(shared) == 1
+    assert len(held[one.chunk.id].words) == 3  # with its path, and without pairs
+    assert all(weight > 0 for weight in held[one.chunk.id].words.values())
+    assert (await index.vectors(ids))[one.chunk.id].dense is None
+    assert await index.vectors([]) == {}
+    with pytest.raises(OtherVectors, match="m@1:3"):
+        await index.vectors(ids, stamp=OTHER)
 
 
 async def test_stop_words_leave_the_other_leg_alone(index: SearchIndex) -> None:

@@ -288,19 +288,20 @@ async def test_a_pointer_that_says_nothing_means_an_empty_index(
 
 
 @pytest.mark.parametrize(
-    "other", [Bm25Parameters(avg_len=50.0), Bm25Parameters(b=0.5), None]
+    "other", [Bm25Parameters(avg_len=50.0), Bm25Parameters(b=0.5), 1, -1]
 )
 async def test_an_index_made_in_another_way_starts_empty(
-    path: Path, other: Bm25Parameters | None
+    path: Path, other: Bm25Parameters | int
 ) -> None:
     async with await QdrantEdgeIndex.open(path) as index:
         await index.upsert([entry("walrus")])
-    if other is None:  # a later version of Nestor made it
+    if isinstance(other, int):  # a later version of Nestor made it, or an earlier one
         pointer = json.loads((path / "current.json").read_text())
-        pointer["made"]["schema"] += 1
+        pointer["made"]["schema"] += other
         (path / "current.json").write_text(json.dumps(pointer))
 
-    async with await QdrantEdgeIndex.open(path, parameters=other) as index:
+    parameters = other if isinstance(other, Bm25Parameters) else None
+    async with await QdrantEdgeIndex.open(path, parameters=parameters) as index:
         assert await index.count() == 0
 
 
@@ -351,7 +352,28 @@ def test_words_weigh_what_the_engines_own_model_says(avg_len: float) -> None:
     said = qdrant_edge.Bm25(config).embed_document(f"src/ice.md\nIce\n{text}")
 
     expected = dict(zip(said.indices, said.values, strict=True))
-    assert dict(zip(made.indices, made.values, strict=True)) == pytest.approx(expected)
+    weighed = dict(zip(made.indices, made.values, strict=True))
+    words = {number: value for number, value in weighed.items() if number < 2**31}
+    assert words == pytest.approx(expected)
+    assert len(weighed) > len(words)  # pairs, beside them
+
+
+def test_pairs_pass_over_stop_words_and_are_weighed_like_words() -> None:
+    weights = Weights(Bm25Parameters())
+    one = entry("Walruses sleep on the ice. Walrus, sleep!", path="src/ice.md")
+    counts = weights.counts(one.chunk, one.document)
+
+    asked = weights.query("the walrus sleeps; the ice", pairs=True)
+    pairs = [number for number in asked.indices if number > 2**31]
+
+    assert weights.query("the walrus sleeps; the ice").indices == asked.indices[:3]
+    assert [counts[number] for number in pairs] == [2, 1]
+    assert asked.values == [1.0] * 3 + pytest.approx([0.15 / 0.85] * 2)
+    assert points.length_of(counts) == 8
+    assert points.terms_of(asked) == 3
+    weighed = weights.document(counts, 8.0)
+    values = dict(zip(weighed.indices, weighed.values, strict=True))
+    assert values[pairs[0]] == pytest.approx(2 * 2.2 / (2 + 1.2))
 
 
 def test_a_pair_of_metadata_looks_like_no_other() -> None:

@@ -243,7 +243,7 @@ async def test_writes_are_on_the_servers_disk_when_they_return(
     assert [r.query for r in writes] == [{"wait": ["true"]}] * 2
 
 
-async def test_both_legs_are_one_request(
+async def test_all_that_is_asked_of_both_legs_is_one_request(
     server: QdrantStandIn, index: QdrantServerIndex
 ) -> None:
     await index.clear(STAMP)
@@ -252,7 +252,10 @@ async def test_both_legs_are_one_request(
 
     await index.search(query="walrus", vector=X, stamp=STAMP, limit=3, where=EVERYWHERE)
 
-    assert server.asked == ["POST /collections/nestor-1/points/query/batch"]
+    here = "POST /collections/nestor-1/points"
+    assert sorted(server.asked) == [f"{here}/count", f"{here}/query/batch"]
+    [batch] = [json.loads(r.body) for r in server.requests if "batch" in r.path]
+    assert len(batch["searches"]) == 4
 
 
 async def test_another_process_finds_what_was_written_and_sees_the_swap(

@@ -62,7 +62,7 @@ def test_what_can_be_read_is_sent_and_the_rest_is_named_with_its_reason(
     assert "3 added, 0 unchanged, 0 removed" in done.stdout
     for counted in ("1 hidden", "1 binary", "1 empty", "1 links that lead out"):
         assert counted in done.stdout, counted
-    assert "link.md: links that lead out of the folder" in done.stdout
+    assert "link.md: a link that leads out of the folder" in done.stdout
     (batch,) = [one for one in stack.asked if one["method"] == "POST"]
     assert batch["body"]["items"] == [
         {
@@ -238,27 +238,40 @@ def test_search_sends_its_filters_and_shows_where_a_hit_stands(
     assert cli("kb", "search", "x", "--leg", "nonsense").returncode == 2
 
 
-@pytest.mark.parametrize("consistent", [True, False])
+@pytest.mark.parametrize(
+    ("problem", "missing", "says_how"),
+    [
+        (None, [], False),
+        ("2 chunks are not in the search index", ["a", "b"], True),
+        ("those of minilm are still being made", [], False),
+    ],
+)
 def test_verify_ends_with_1_when_something_differs_and_says_what_to_do(
-    stack: FakeStack, cli: Cli, consistent: bool
+    stack: FakeStack,
+    cli: Cli,
+    problem: str | None,
+    missing: list[str],
+    says_how: bool,
 ) -> None:
-    problems = [] if consistent else ["2 chunks are not in the search index"]
     told = {
-        "consistent": consistent,
+        "consistent": problem is None,
         "documents": 1,
         "chunks": 3,
         "indexed": 1,
         "waiting": 0,
         "without_vector": None,
-        "problems": problems,
+        "missing": missing,
+        "extra": [],
+        "vectors_lost": [],
+        "problems": [] if problem is None else [problem],
     }
     stack.says("POST", "/verify", Reply(200, told))
 
     done = cli("kb", "verify")
 
-    assert done.returncode == (0 if consistent else 1)
-    assert ("nestor kb reindex" in done.stdout) is not consistent
-    assert all(problem in done.stdout for problem in problems)
+    assert done.returncode == (0 if problem is None else 1)
+    assert ("nestor kb reindex" in done.stdout) is says_how
+    assert problem is None or problem in done.stdout
     assert json.loads(cli("kb", "verify", "--json").stdout) == told
 
 

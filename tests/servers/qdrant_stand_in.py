@@ -218,7 +218,9 @@ async def _delete_points(server: QdrantStandIn, name: str, body: Any) -> Any:
 
 
 async def _retrieve(server: QdrantStandIn, name: str, body: Any) -> Any:
-    return await server.client.retrieve(name, body.ids, with_payload=True)
+    return await server.client.retrieve(
+        name, body.ids, with_payload=body.with_payload, with_vectors=body.with_vector
+    )
 
 
 async def _scroll(server: QdrantStandIn, name: str, body: Any) -> Any:

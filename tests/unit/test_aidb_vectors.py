@@ -13,7 +13,7 @@ from nestor.aidb.finder import EMBEDDER_DOWN, VECTORS_OTHER
 from nestor.backends.embeddings.onnx_embedder import OnnxEmbedder
 from nestor.errors import InvalidInput, Unavailable
 from nestor.model.health import HealthStatus
-from nestor.model.knowledge import EmbeddingStamp, NewDocument, Where
+from nestor.model.knowledge import EmbeddingStamp, Entry, NewDocument, Where
 
 
 class Counting(Switched):
@@ -232,6 +232,39 @@ async def test_a_text_that_the_model_refuses_holds_up_no_other(world: World) -> 
     assert await world.sources("poison") == ["p/bad.md"]
 
 
+async def test_an_addition_is_told_while_vectors_of_others_go_on_coming(
+    tmp_path: Path, model: Path
+) -> None:
+    """Each writing of the index is met by one more vector, as while thousands are made."""
+    world = await opened(tmp_path, model)
+    embedder = embedder_of(world)
+    stamp = await embedder.stamp()
+    await world.index.clear(stamp)
+    keeper = world.aidb.keeper
+    keeper.stamp = stamp
+    await world.add("many.md", sections(40))
+    left = await world.store.unembedded(stamp, limit=100)
+    assert len(left) > 30
+    upsert = world.index.upsert
+
+    async def upsert_and_embed(entries: Sequence[Entry]) -> None:
+        await upsert(entries)
+        if left:
+            digest, text = left.pop()
+            (vector,) = await embedder.embed([text])
+            await world.store.put_vectors(stamp, {digest: vector})
+
+    world.index.upsert = upsert_and_embed  # type: ignore[attr-defined]
+    await world.add("one.md", WALRUS)
+
+    assert len(left) > 25
+    assert "p/one.md#Animals > Walrus" in await world.sources("clams", limit=50)
+    await keeper.drain()
+    assert not left
+    assert (await world.store.counts()).waiting == 0
+    await world.close()
+
+
 async def test_filters_hold_for_every_leg(world: World) -> None:
     for project in ("p", "q"):
         for path in ("src/a.md", "doc/a.md"):
@@ -274,7 +307,9 @@ async def test_the_canary_is_found_and_shown_to_nobody(
         assert all(item.source.startswith("p/") for item in found.items), leg
     result = await world.ask(canary.chunk.text, projects=["nestor:canary"])
     assert result.items == []
-    assert (await world.aidb.counts()).documents == 1
+    counts, told = await world.aidb.counts(), await world.aidb.verify()
+    assert (counts.documents, counts.chunks, counts.without_vector) == (1, 1, 0)
+    assert (told.documents, told.chunks, told.indexed) == (1, 1, 1)
     assert len((await world.aidb.documents.page())[0]) == 1
 
     await world.index.remove([canary.chunk.id])

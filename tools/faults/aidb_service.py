@@ -183,6 +183,11 @@ FAULTS: tuple[Fault, ...] = (
         (_VECTORS, "-k", "canary"),
     ),
     Fault(
+        "aidb service: the canary is counted among what was added",
+        (("aidb/verify.py", "        if own is not None:", "        if own == '':"),),
+        (_VECTORS, "-k", "canary"),
+    ),
+    Fault(
         "aidb service: verify looks at one side",
         (
             (
@@ -277,7 +282,13 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "aidb service: what cannot be opened is forgotten",
-        (("cli/adding.py", "if why.startswith(CLOSED)]", 'if why == ""]'),),
+        (
+            (
+                "cli/folder.py",
+                "            if reason == CLOSED:",
+                "            if not reason:",
+            ),
+        ),
         (_CLI, "-k", "cannot_be_opened"),
     ),
     Fault(
@@ -296,8 +307,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 "cli/knowledge.py",
-                '    screen.line("mend it with: nestor kb reindex")\n    raise typer.Exit(1)',
-                '    screen.line("mend it with: nestor kb reindex")',
+                '        screen.line("mend it with: nestor kb reindex")\n    raise typer.Exit(1)',
+                '        screen.line("mend it with: nestor kb reindex")',
             ),
         ),
         (_CLI, "-k", "verify_ends"),

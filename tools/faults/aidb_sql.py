@@ -34,8 +34,8 @@ FAULTS = (
         (
             (
                 "backends/sql/knowledge_rows.py",
-                '_PLACE = ("ordinal", "start", "end", "first_line", "last_line", "page")',
-                "_PLACE = ()",
+                'PLACE = ("ordinal", "start", "end", "first_line", "last_line", "page")',
+                "PLACE = ()",
             ),
         ),
         (_STORE,),

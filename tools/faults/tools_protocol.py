@@ -7,7 +7,13 @@ _MCP = "tests/faces/test_mcp.py"
 FAULTS = (
     Fault(
         "mcp: anybody may come in",
-        (("web/mcp.py", '"scope": "model"', '"scope": None'),),
+        (
+            (
+                "web/coordinator.py",
+                'mcp.handler("coordinator", scope="model")',
+                'mcp.handler("coordinator", scope=None)',
+            ),
+        ),
         (_MCP, "-k", "stays_out"),
     ),
     Fault(
@@ -78,7 +84,7 @@ FAULTS = (
         "mcp: anybody acts in a task's name",
         (
             (
-                "web/mcp_tools.py",
+                "web/mcp_coordinator.py",
                 '    charge_to(given.task_id, scope["user"])\n',
                 "",
             ),
@@ -87,7 +93,7 @@ FAULTS = (
     ),
     Fault(
         "mcp: anybody writes into a task's history",
-        (("web/mcp_tools.py", "    charge_to(given.task_id, user)\n", ""),),
+        (("web/mcp_coordinator.py", "    charge_to(given.task_id, user)\n", ""),),
         (_MCP, "-k", "only_the_admin"),
     ),
     Fault(

@@ -1,7 +1,7 @@
 """What the knowledge base remembers: adding, replacing, reading, forgetting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from nestor.aidb.ingest import Source
 from nestor.aidb.watch import Watch
 from nestor.errors import FieldError, InvalidInput
 from nestor.model.event import DOCUMENT_ADDED
-from nestor.model.knowledge import Added, Document, NewDocument
+from nestor.model.knowledge import Added, Chunk, Document, NewDocument
 from nestor.ports.document_reader import DocumentReader, Reading
 from nestor.ports.knowledge_store import KnowledgeStore
 from nestor.telemetry.learning_client import LearningClient
@@ -42,7 +42,6 @@ class Documents:
         self._sql = sql
         self._written = written
         self._clock = clock
-        self._replacing: dict[str, asyncio.Lock] = {}
 
     async def add(self, new: NewDocument) -> Added:
         """Remember a text, replacing what stood at its project and path.
@@ -64,12 +63,12 @@ class Documents:
     ) -> Added:
         """Remember what a file says. ``media``: what it is, where its name does not say."""
         ingest.check_name(source.project, source.path, source.metadata)
-        if (same := await self._unchanged(source)) is not None:
+        known = await self._sql.run(self._store.get_all([source.id]))
+        if (same := _unchanged(source, known)) is not None:
             return same
         reading = await self._reader.read(file, name=source.path, media=media)
-        await self._put(source, reading)
-        await self._written()
-        return Added(document=await self._tell(source), unchanged=False)
+        (added,) = await self._put([(source, reading)])
+        return added
 
     async def delete(self, document_id: str) -> None:
         """Forget a document. Raises ``NotFound``, or ``InvalidInput`` for one of AIDB's own."""
@@ -103,7 +102,8 @@ class Documents:
         self, items: Sequence[NewDocument], *, named: bool = False
     ) -> list[Added]:
         sources = [ingest.source_of(new) for new in items]
-        known = [await self._unchanged(source) for source in sources]
+        found = await self._sql.run(self._store.get_all([one.id for one in sources]))
+        known = [_unchanged(source, found) for source in sources]
         readings: dict[int, Reading] = {}
 
         async def read(number: int, new: NewDocument) -> None:
@@ -123,37 +123,30 @@ class Documents:
         for task in tasks:
             if (wrong := task.result()) is not None:
                 raise wrong
-        for number, reading in sorted(readings.items()):
-            await self._put(sources[number], reading)
-        if readings:
-            await self._written()
-        return [
-            one or Added(document=await self._tell(source), unchanged=False)
-            for one, source in zip(known, sources, strict=True)
-        ]
+        numbers = sorted(readings)
+        put = await self._put([(sources[n], readings[n]) for n in numbers])
+        told = dict(zip(numbers, put, strict=True))
+        return [one or told[number] for number, one in enumerate(known)]
 
     async def _read(self, new: NewDocument) -> Reading:
         if not new.content.strip("\ufeff \t\r\n"):
             return ingest.nothing(new.content)
         return await self._reader.read(new.content, name=new.path)
 
-    async def _unchanged(self, source: Source) -> Added | None:
-        known = await self._sql.run(self._store.find(source.project, source.path))
-        if known is None or not source.is_same(known):
-            return None
-        return Added(document=known, unchanged=True)
-
-    async def _put(self, source: Source, reading: Reading) -> None:
-        if len(reading.pieces) > _IN_THREAD:
-            document, chunks = await asyncio.to_thread(
-                ingest.prepare, source, reading, self._clock()
-            )
+    async def _put(self, items: Sequence[tuple[Source, Reading]]) -> list[Added]:
+        """Store what was read, all of it or nothing, and tell of each."""
+        if not items:
+            return []
+        now = self._clock()
+        if sum(len(reading.pieces) for _, reading in items) > _IN_THREAD:
+            made = await asyncio.to_thread(_prepared, items, now)
         else:
-            document, chunks = ingest.prepare(source, reading, self._clock())
-        await self._sql.run(self._store.put(document, reading.content, chunks))
+            made = _prepared(items, now)
+        await self._sql.run(self._store.put_all(made))
+        await self._written()
+        return [self._tell(document) for document, _, _ in made]
 
-    async def _tell(self, source: Source) -> Document:
-        document = await self.get(source.id)
+    def _tell(self, document: Document) -> Added:
         self._learning.log_event(
             DOCUMENT_ADDED,
             {
@@ -164,7 +157,25 @@ class Documents:
                 "chunks": document.chunks,
             },
         )
-        return document
+        return Added(document=document, unchanged=False)
+
+
+def _unchanged(source: Source, known: Mapping[str, Document]) -> Added | None:
+    """Return what stands there, where it is just this."""
+    document = known.get(source.id)
+    if document is None or not source.is_same(document):
+        return None
+    return Added(document=document, unchanged=True)
+
+
+def _prepared(
+    items: Sequence[tuple[Source, Reading]], now: datetime
+) -> list[tuple[Document, str, list[Chunk]]]:
+    made = []
+    for source, reading in items:
+        document, chunks = ingest.prepare(source, reading, now)
+        made.append((document, reading.content, chunks))
+    return made
 
 
 async def _kept(reading: Awaitable[None]) -> Exception | None:

@@ -1,14 +1,14 @@
 """Asks whatever can answer a query, and says what could not."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from nestor.aidb import assemble
 from nestor.aidb.freshness import Freshness
-from nestor.aidb.fusion import DEPTH, fuse
 from nestor.aidb.index_keeper import IndexKeeper
+from nestor.aidb.ranking import rank
 from nestor.aidb.watch import Watch
 from nestor.errors import InvalidInput, OtherVectors, Unavailable
 from nestor.model.knowledge import Chunk, Document, Hit, Legs, Where
@@ -16,12 +16,13 @@ from nestor.ports.embedder import Embedder
 from nestor.ports.knowledge_store import KnowledgeStore
 from nestor.ports.search_index import SearchIndex
 
+T = TypeVar("T")
 WAIT_S = 3.0
 """The longest that a query waits for one part before it does without."""
 INDEX_DOWN = "index: full-text search in SQL used"
 INDEX_REFILLING = "index: being refilled; full-text search in SQL used as well"
 EMBEDDER_DOWN = "embedder: searched by words only"
-VECTORS_OTHER = "vectors: being made for another model; searched by words only"
+VECTORS_OTHER = "vectors: still being made by the model now set; searched by words only"
 SQL_DOWN = "database: texts of the search index used, the newest may be missing"
 REDIS_DOWN = "redis: answers are not shared between processes"
 LEGS = ("fused", "bm25", "dense", "fulltext")
@@ -89,11 +90,10 @@ class Finder:
         vector = await self._vector(query)
         degraded = [vector.degraded] if vector.degraded else []
         try:
-            legs, degraded = await self._legs(query, limit, where, vector, degraded)
+            hits, degraded = await self._ranked(query, limit, where, vector, degraded)
         except Unavailable:
             hits = await self._full_text(query, limit, where)
             return Found(hits, [INDEX_DOWN], complete=False)
-        hits = fuse(legs)
         if self._keeper.healing:
             degraded.append(INDEX_REFILLING)
         if waiting is None:
@@ -114,11 +114,17 @@ class Finder:
             legs = await self._search(limit, where, query=query)
             return legs.bm25 or []
         if self._embedder is None:
-            message = "there are no vectors: set NESTOR_EMBEDDINGS_MODEL"
+            message = (
+                "there are no vectors, as no embedder is set: set NESTOR_EMBEDDINGS_MODEL"
+                " (nestor models add minilm needs no server), or search with bm25"
+            )
             raise InvalidInput.at("leg", message)
         vector = await self._vector(query)
         if vector.degraded is not None:
-            raise Unavailable(vector.degraded)
+            why = vector.degraded.partition(";")[0]
+            if vector.degraded == EMBEDDER_DOWN:
+                why = "embedder: it does not answer"
+            raise Unavailable(f"{why}; try again soon, or search with bm25")
         legs = await self._search(limit, where, vector=vector.numbers)
         return legs.dense or []
 
@@ -170,22 +176,27 @@ class Finder:
             return _Vector(None, EMBEDDER_DOWN)
         return _Vector(numbers, None)
 
-    async def _legs(
+    async def _ranked(
         self,
         query: str,
         limit: int,
         where: Where,
         vector: _Vector,
         degraded: list[str],
-    ) -> tuple[Legs, list[str]]:
-        depth = max(limit, DEPTH)
+    ) -> tuple[list[Hit], list[str]]:
+        def ask(by: list[float] | None) -> Awaitable[list[Hit]]:
+            stamp = self._keeper.wanted if by is not None else None
+            return rank(
+                self._index, query, vector=by, stamp=stamp, limit=limit, where=where
+            )
+
         try:
-            legs = await self._search(depth, where, query=query, vector=vector.numbers)
+            hits = await self._asked(lambda: ask(vector.numbers))
         except OtherVectors:
             self._keeper.wake()
             degraded = [VECTORS_OTHER]
-            legs = await self._search(depth, where, query=query)
-        return legs, degraded
+            hits = await self._asked(lambda: ask(None))
+        return hits, degraded
 
     async def _search(
         self,
@@ -196,12 +207,18 @@ class Finder:
         vector: list[float] | None = None,
     ) -> Legs:
         stamp = self._keeper.wanted if vector is not None else None
+        return await self._asked(
+            lambda: self._index.search(
+                limit=limit, query=query, vector=vector, stamp=stamp, where=where
+            )
+        )
 
-        async def ask() -> Legs | OtherVectors:
+    async def _asked(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask the index, with all of ``WAIT_S`` for one question."""
+
+        async def ask() -> T | OtherVectors:
             try:
-                return await self._index.search(
-                    limit=limit, query=query, vector=vector, stamp=stamp, where=where
-                )
+                return await question()
             except OtherVectors as error:
                 return error  # an answer, too: the index is there
 

@@ -107,35 +107,41 @@ class IndexKeeper:
     async def settle(self) -> None:
         """Bring what was just written into the index if that is possible now.
 
-        Never raises: what cannot be moved waits in SQL, where searches find it.
+        Never raises: what cannot be moved waits in SQL, where searches find it. Returns
+        while vectors go on coming: only what waited before is waited for.
         """
         self._left = True
         if self.healing or self._seen.failing:
             self._wake.set()
             return
         try:
-            await self.drain()
+            moved = await self._move()
+            while moved == _BATCH:
+                moved = await self._move()
+            if moved:
+                await self._move()  # most often nothing: then it is known to be settled
         except Unavailable as error:
             self.failed(error)
 
     async def drain(self) -> int:
         """Move everything that waits; returns how many chunks were added."""
         added = 0
-        while True:
-            async with self._turn:
-                version = await self._sql.run(self._store.version())
-                gone = await self._sql.run(self._store.removed(limit=_BATCH))
-                if gone:
-                    await self._remove(gone)
-                    continue
-                entries = await self._sql.run(
-                    self._store.waiting(self.stamp, limit=_BATCH)
-                )
-                if not entries:
-                    self.settled = version
-                    return added
+        while moved := await self._move():
+            added += moved
+        return added
+
+    async def _move(self) -> int:
+        """Move the first ``_BATCH`` that wait; returns how many. 0: nothing waits."""
+        async with self._turn:
+            version = await self._sql.run(self._store.version())
+            while gone := await self._sql.run(self._store.removed(limit=_BATCH)):
+                await self._remove(gone)
+            entries = await self._sql.run(self._store.waiting(self.stamp, limit=_BATCH))
+            if entries:
                 await self._upsert(entries)
-                added += len(entries)
+            else:
+                self.settled = version
+            return len(entries)
 
     async def rebuild(self) -> int:
         """Fill a second index from SQL while this one answers; returns how many chunks it got.

@@ -17,7 +17,7 @@ from nestor.aidb.finder import INDEX_REFILLING, LEGS, REDIS_DOWN, Finder, Found
 from nestor.aidb.freshness import Freshness
 from nestor.aidb.index_keeper import IndexKeeper
 from nestor.aidb.skills import Skills
-from nestor.aidb.verify import Verified, Verifier
+from nestor.aidb.verify import Verified, Verifier, without_own
 from nestor.aidb.watch import HOLD_S, Watch
 from nestor.errors import InvalidInput, Unavailable
 from nestor.model.event import CONTEXT_RETRIEVED
@@ -235,9 +235,7 @@ class Aidb:
         """Count documents, chunks, and what waits for the index; the canary is not counted."""
         counts = await self._sql.run(self._store.counts())
         if self.canary.chunk is not None:
-            counts = msgspec.structs.replace(
-                counts, documents=counts.documents - 1, chunks=counts.chunks - 1
-            )
+            counts = without_own(counts)
         metrics.KB_CHUNKS.labels(state="pending").set(counts.waiting)
         metrics.KB_CHUNKS.labels(state="indexed").set(counts.chunks - counts.waiting)
         return counts
@@ -248,8 +246,9 @@ class Aidb:
         return filled - (self.canary.chunk is not None)
 
     async def verify(self) -> Verified:
-        """Compare SQL, the index and the vectors."""
-        return await self._verifier.verify(self.keeper.wanted)
+        """Compare SQL, the index and the vectors; the canary is not counted."""
+        own = self.canary.chunk
+        return await self._verifier.verify(self.keeper.wanted, own.id if own else None)
 
     async def dependencies(self) -> list[Dependency]:
         """Report what was last seen of each part; asks none."""
@@ -258,7 +257,7 @@ class Aidb:
         if self._worker is not None:
             wanted, stamp = self.keeper.wanted, self.keeper.stamp
             other = wanted is not None and stamp != wanted
-            note = "vectors are being made for another model" if other else ""
+            note = "vectors are still being made by the model now set" if other else ""
             found.append(self._embedding.dependency(note))
         return [*found, *self._cache.dependencies(), *self.canary.dependencies()]
 

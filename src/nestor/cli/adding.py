@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nestor.cli.client import Stack
-from nestor.cli.folder import CLOSED, EMPTY, MAX_FILE_BYTES, TOO_LARGE, Summary, walk
+from nestor.cli.folder import EMPTY, MAX_FILE_BYTES, TOO_LARGE, Summary, walk
 from nestor.cli.inert import inert
 from nestor.cli.render import Screen
 from nestor.errors import InvalidInput, NotFound, TooLarge
@@ -234,14 +234,13 @@ class Adding:
         summary: Summary,
     ) -> None:
         """Forget what this folder had and has no more; what cannot be looked at stays."""
-        closed = [path for path, why in summary.named if why.startswith(CLOSED)]
         for path, known in self._of(project).items():
             shown = inert(path)
             if (
                 known["metadata"].get(FOLDER) != mark
                 or (project, path) in files
-                or any(shown == c or shown.startswith(f"{c}/") for c in closed)
-                or "" in closed
+                or any(shown == c or shown.startswith(f"{c}/") for c in summary.closed)
+                or "" in summary.closed
             ):
                 continue
             if not self._dry_run:

@@ -37,6 +37,7 @@ from nestor.errors import NestorError
 from nestor.model.network import fault_of, is_public, without_password
 
 if TYPE_CHECKING:
+    from nestor.model.health import Dependency
     from nestor.model.routing import Deployment
     from nestor.settings import Settings
 
@@ -106,6 +107,7 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield _key(settings)
     yield from _database(settings)
     yield from _search_index(settings)
+    yield from _redis(settings)
     yield from _reach(settings)
     yield from _ports(settings)
     yield git()
@@ -224,6 +226,40 @@ def _search_index(settings: "Settings") -> Iterator[Finding]:
         yield Finding(what, FAIL, one_line(error, 400), remedy)
     else:
         yield Finding(what, OK, f"Qdrant {found} at {settings.qdrant_url}")
+
+
+def _redis(settings: "Settings") -> Iterator[Finding]:
+    """Redis is asked now; what needs it goes on without, so that none is no failure."""
+    import importlib.util  # noqa: PLC0415 - only for this question
+
+    if settings.redis_url is None:
+        return
+    if importlib.util.find_spec("redis") is None:
+        remedy = "pip install 'nestor[redis]', or unset NESTOR_REDIS_URL"
+        yield Finding("redis", FAIL, "the package redis is not installed", remedy)
+        return
+    import asyncio  # noqa: PLC0415 - as above
+
+    from nestor.model.health import HealthStatus  # noqa: PLC0415
+
+    url = settings.redis_url.get_secret_value()
+    found = asyncio.run(_asked_redis(url))
+    if found.status is HealthStatus.HEALTHY:
+        yield Finding("redis", OK, f"answers at {without_password(url)}")
+    else:
+        remedy = "start it, or correct NESTOR_REDIS_URL"
+        yield Finding("redis", WARN, one_line(found.message, 400), remedy)
+
+
+async def _asked_redis(url: str) -> "Dependency":
+    from nestor.backends.redis.connection import RedisConnection  # noqa: PLC0415 - an extra
+
+    connection = RedisConnection(url, user="doctor")
+    try:
+        away = "until it does, limits and answers are of one process"
+        return await connection.dependency(well="answers", away=away)
+    finally:
+        await connection.close()
 
 
 def _reach(settings: "Settings") -> Iterator[Finding]:

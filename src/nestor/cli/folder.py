@@ -58,7 +58,14 @@ TOO_LARGE = "over 32 MiB"
 NO_FILE = "pipes, sockets and devices"
 BAD_NAME = "names with control characters"
 CLOSED = "that cannot be opened"
-_NAMED = {LINK_OUT, TOO_LARGE, NO_FILE, BAD_NAME, CLOSED}
+_NAMED = {
+    LINK_OUT: "a link that leads out of the folder",
+    TOO_LARGE: TOO_LARGE,
+    NO_FILE: "a pipe, a socket or a device",
+    BAD_NAME: "a name with control characters",
+    CLOSED: "cannot be opened",
+}
+"""What is named one by one, and how each is told."""
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _BAD = {"Cc", "Cs", "Zl", "Zp"}
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -82,13 +89,18 @@ class Summary:
     """How many by reason; a folder counts once."""
     named: list[tuple[str, str]] = field(default_factory=list)
     """Path (fit for a terminal) and reason of what a person should know of."""
+    closed: list[str] = field(default_factory=list)
+    """Of these, what could not be looked into; ``""``: the folder itself."""
 
     def skip(self, relative: str, reason: str, detail: str = "") -> None:
         """Count what was left out."""
         self.skipped[reason] += 1
         if reason in _NAMED:
-            why = f"{reason}: {detail}" if detail else reason
+            told = _NAMED[reason]
+            why = f"{told}: {detail}" if detail else told
             self.named.append((inert(relative), why))
+            if reason == CLOSED:
+                self.closed.append(inert(relative))
 
 
 class _Level(NamedTuple):

@@ -162,6 +162,8 @@ def _source(item: dict[str, Any]) -> str:
     told = item.get("provenance") or {}
     if told.get("page"):
         return f"{item.get('source')}, page {told['page']}"
+    if item.get("kind") != "document":  # a learned pattern is whole
+        return str(item.get("source"))
     line = told.get("first_line")
     return f"{item.get('source')}, line {line}" if line else str(item.get("source"))
 
@@ -236,7 +238,8 @@ def verify(as_json: _JSON = False) -> None:
     if told["consistent"]:
         screen.line("all agree", "ok")
         return
-    screen.line("mend it with: nestor kb reindex")
+    if told["missing"] or told["extra"] or told["vectors_lost"]:
+        screen.line("mend it with: nestor kb reindex")
     raise typer.Exit(1)
 
 

@@ -117,10 +117,32 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Legs(msgspec.Struct, frozen=True, kw_only=True):
-    """What each way of searching found, best first. None: nobody asked it."""
+    """What each way of searching found, best first. None: nobody asked it.
+
+    Where both were asked, each also scores what only the other found, so that every
+    chunk here has both scores. A score depends on the chunk, the query and the whole
+    index: never on the filter, nor on what else was found.
+    """
 
     bm25: list[Hit] | None = None
     dense: list[Hit] | None = None
+    bm25_of_dense: dict[str, float] = {}
+    """Scores of hits of ``dense`` alone. One that is missing has no word of the query."""
+    dense_of_bm25: dict[str, float] = {}
+    """Cosines of hits of ``bm25`` alone. One that is missing has no vector yet."""
+    terms: int = 0
+    """Different words of the query, without stop words."""
+    points: int = 0
+    """Chunks in the index."""
+
+
+class Vectors(msgspec.Struct, frozen=True, kw_only=True):
+    """By what the index knows a chunk: to compare chunks with each other."""
+
+    dense: Sequence[float] | None = None
+    """Of unit length. None: it has none, or none was asked for."""
+    words: dict[int, float] = {}
+    """Its words, by numbers, and their BM25 weights without rarity."""
 
 
 class SkillKind(StrEnum):

@@ -46,12 +46,25 @@ class KnowledgeStore(Protocol):
         """
         ...
 
+    async def put_all(
+        self, items: Sequence[tuple[Document, str, Sequence[Chunk]]]
+    ) -> list[str]:
+        """``put`` of several, in one transaction: all of them or none.
+
+        As if one were put after the other.
+        """
+        ...
+
     async def find(self, project: str, path: str) -> Document | None:
         """Read a document by its name."""
         ...
 
     async def get(self, document_id: str) -> Document:
         """Read a document. Raises ``NotFound``."""
+        ...
+
+    async def get_all(self, ids: Sequence[str]) -> dict[str, Document]:
+        """Read documents by id; unknown ids are left out."""
         ...
 
     async def content(self, document_id: str) -> str:

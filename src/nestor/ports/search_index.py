@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from nestor.model.knowledge import Chunk, Document, EmbeddingStamp, Entry, Legs, Where
+from nestor.model.knowledge import (
+    Chunk,
+    Document,
+    EmbeddingStamp,
+    Entry,
+    Legs,
+    Vectors,
+    Where,
+)
 
 
 class SearchIndex(Protocol):
@@ -37,11 +45,23 @@ class SearchIndex(Protocol):
         vector: Sequence[float] | None = None,
         stamp: EmbeddingStamp | None = None,
         where: Where,
+        pairs: bool = False,
     ) -> Legs:
         """Search by words (``query``), by nearness (``vector``), or both at one moment.
 
-        ``stamp``: what made ``vector``. Raises ``OtherVectors`` when the index's own were
-        made by something else.
+        ``limit`` is for each. ``stamp``: what made ``vector``. ``pairs``: words that
+        stand side by side in the query and in a chunk count a little extra. Raises
+        ``OtherVectors`` when the index's own were made by something else.
+        """
+        ...
+
+    async def vectors(
+        self, chunk_ids: Sequence[str], *, stamp: EmbeddingStamp | None = None
+    ) -> dict[str, Vectors]:
+        """Read by what chunks are found; unknown ids are left out.
+
+        Dense ones only with ``stamp``, and of that alone: raises ``OtherVectors`` as
+        ``search`` does.
         """
         ...
 

@@ -239,6 +239,9 @@ class _Run:
                 raise Unavailable(await self._why())
             self._say("vectors", counts.chunks - without, counts.chunks)
             await asyncio.sleep(_LOOK_S)
+        # As upkeep does when it is worth it: words are weighed by the mean length of all
+        # chunks now, not of those that came first.
+        await self._aidb.reindex()
         await self._read_owners()
         return without if embeds else None
 

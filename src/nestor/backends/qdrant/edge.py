@@ -17,7 +17,15 @@ from nestor.backends.qdrant.generations import Generations
 from nestor.backends.qdrant.graph import GraphBuilder
 from nestor.backends.qdrant.points import Bm25Parameters
 from nestor.errors import IndexDamaged, Unavailable
-from nestor.model.knowledge import Chunk, Document, EmbeddingStamp, Entry, Legs, Where
+from nestor.model.knowledge import (
+    Chunk,
+    Document,
+    EmbeddingStamp,
+    Entry,
+    Legs,
+    Vectors,
+    Where,
+)
 from nestor.telemetry.logs import get_logger
 
 T = TypeVar("T")
@@ -96,19 +104,32 @@ class QdrantEdgeIndex:
         vector: Sequence[float] | None = None,
         stamp: EmbeddingStamp | None = None,
         where: Where,
+        pairs: bool = False,
     ) -> Legs:
         """See SearchIndex.search. A query of stop words alone finds nothing."""
 
         def read() -> Legs:
             shard, words = self._all.current, None
             if query is not None:
-                words = self._all.weights.query(query)
+                words = self._all.weights.query(query, pairs=pairs)
             dense = None
             if vector is not None:
                 points.refuse_query(vector, stamp, shard.made.stamp)
                 dense = [float(x) for x in vector]
-            bm25, near = shard.search(limit, words, dense, where)
-            return Legs(bm25=bm25, dense=near)
+            return shard.search(limit, words, dense, where)
+
+        return await self._read(read)
+
+    async def vectors(
+        self, chunk_ids: Sequence[str], *, stamp: EmbeddingStamp | None = None
+    ) -> dict[str, Vectors]:
+        """See SearchIndex.vectors."""
+
+        def read() -> dict[str, Vectors]:
+            shard = self._all.current
+            if stamp is not None:
+                points.refuse_stamp(stamp, shard.made.stamp)
+            return shard.vectors(chunk_ids, dense=stamp is not None)
 
         return await self._read(read)
 

@@ -16,7 +16,15 @@ from nestor.backends.qdrant.points import Bm25Parameters, Made
 from nestor.backends.qdrant.server_collection import ServerCollection
 from nestor.backends.qdrant.server_requests import TIMEOUT_S, Gone, Requests, connected
 from nestor.errors import IndexDamaged, Unavailable
-from nestor.model.knowledge import Chunk, Document, EmbeddingStamp, Entry, Legs, Where
+from nestor.model.knowledge import (
+    Chunk,
+    Document,
+    EmbeddingStamp,
+    Entry,
+    Legs,
+    Vectors,
+    Where,
+)
 
 T = TypeVar("T")
 _READY_S, _LOOK_S = 60.0, 0.5
@@ -83,16 +91,28 @@ class QdrantServerIndex:
         vector: Sequence[float] | None = None,
         stamp: EmbeddingStamp | None = None,
         where: Where,
+        pairs: bool = False,
     ) -> Legs:
         """See SearchIndex.search. A query of stop words alone finds nothing."""
-        words = None if query is None else self._weights.query(query)
+        words = None if query is None else self._weights.query(query, pairs=pairs)
         dense = None if vector is None else [float(x) for x in vector]
 
         async def read(collection: ServerCollection) -> Legs:
             if dense is not None:
                 points.refuse_query(dense, stamp, collection.made.stamp)
-            bm25, near = await collection.search(limit, words, dense, where)
-            return Legs(bm25=bm25, dense=near)
+            return await collection.search(limit, words, dense, where)
+
+        return await self._on(read)
+
+    async def vectors(
+        self, chunk_ids: Sequence[str], *, stamp: EmbeddingStamp | None = None
+    ) -> dict[str, Vectors]:
+        """See SearchIndex.vectors."""
+
+        async def read(collection: ServerCollection) -> dict[str, Vectors]:
+            if stamp is not None:
+                points.refuse_stamp(stamp, collection.made.stamp)
+            return await collection.vectors(chunk_ids, dense=stamp is not None)
 
         return await self._on(read)
 

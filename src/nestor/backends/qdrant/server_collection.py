@@ -1,5 +1,6 @@
 """One collection on a Qdrant server: its points, and how words are weighed in it."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -10,12 +11,13 @@ from nestor.backends.qdrant import points
 from nestor.backends.qdrant.points import Made, Sparse
 from nestor.backends.qdrant.server_requests import Requests, condition
 from nestor.errors import Unavailable
-from nestor.model.knowledge import Entry, Hit, Where
+from nestor.model.knowledge import Entry, Hit, Legs, Vectors, Where
 
 T = TypeVar("T")
 _SLICE = 100
 """Points in one request: some MB at most, within the time limit."""
 _EF = 128
+_BM25_OF_DENSE, _DENSE_OF_BM25 = "bm25 of dense", "dense of bm25"
 
 
 class ServerCollection:
@@ -54,24 +56,48 @@ class ServerCollection:
 
     async def search(
         self, limit: int, words: Sparse | None, dense: list[float] | None, where: Where
-    ) -> tuple[list[Hit] | None, list[Hit] | None]:
-        """Ask both legs in one request. No words find nothing."""
+    ) -> Legs:
+        """Ask everything in one request, and how many points there are beside it.
+
+        No words find nothing.
+        """
         held = points.conditions(where)
         asked: dict[str, models.QueryRequest] = {}
         if limit >= 1 and all(one.any_of != [] for one in held):
-            if words is not None and words.indices:
-                asked[points.BM25] = _leg(_sparse(words), points.BM25, limit, held)
-            if dense is not None:
-                asked[points.DENSE] = _leg(dense, points.DENSE, limit, held)
-        found: dict[str, list[Hit]] = {}
-        if asked:
-            found = await self._ask_legs(asked)
-        else:
-            await self.count()  # what is gone must not look like an empty answer
-        return (
-            None if words is None else found.get(points.BM25, []),
-            None if dense is None else found.get(points.DENSE, []),
+            asked = _questions(words, dense, limit, held)
+        size, found = await asyncio.gather(self.count(), self._ask_legs(asked))
+        bm25 = None if words is None else found.get(points.BM25, [])
+        near = None if dense is None else found.get(points.DENSE, [])
+        return Legs(
+            bm25=bm25,
+            dense=near,
+            bm25_of_dense=_without(found.get(_BM25_OF_DENSE), bm25),
+            dense_of_bm25=_without(found.get(_DENSE_OF_BM25), near),
+            terms=points.terms_of(words),
+            points=size,
         )
+
+    async def vectors(
+        self, chunk_ids: Sequence[str], *, dense: bool
+    ) -> dict[str, Vectors]:
+        """Read by what points are found; unknown ids are left out."""
+        ids = points.known_ids(chunk_ids)
+        names = [points.DENSE, points.BM25] if dense else [points.BM25]
+        if not ids:
+            await self.count()  # what is gone must not look like an empty answer
+        found: dict[str, Vectors] = {}
+        for part in _sliced(ids):
+            records = await self._requests.ask(
+                self._client.retrieve(
+                    self.name, ids=list(part), with_payload=False, with_vectors=names
+                )
+            )
+            for record in records:
+                held: Any = record.vector or {}
+                found[str(record.id)] = points.vectors_of(
+                    held.get(points.DENSE), held.get(points.BM25)
+                )
+        return found
 
     async def retrieve(self, chunk_ids: Sequence[str]) -> list[models.Record]:
         """Read points with their payloads; unknown ids are left out."""
@@ -115,7 +141,7 @@ class ServerCollection:
         lengths = [points.length_in(record.payload) for record in here]
         for entry in entries:
             counts = self._weights.counts(entry.chunk, entry.document)
-            lengths.append(sum(counts.values()))
+            lengths.append(points.length_of(counts))
         if (mean := points.settled(lengths)) is None:
             return
         made = msgspec.structs.replace(self.made, avg_len=mean)
@@ -141,12 +167,14 @@ class ServerCollection:
             vectors[points.BM25] = _sparse(weighed)
         if entry.vector is not None:
             vectors[points.DENSE] = [float(x) for x in entry.vector]
-        payload = points.payload_of(entry, sum(counts.values()))
+        payload = points.payload_of(entry, points.length_of(counts))
         return models.PointStruct(id=entry.chunk.id, vector=vectors, payload=payload)
 
     async def _ask_legs(
         self, asked: dict[str, models.QueryRequest]
     ) -> dict[str, list[Hit]]:
+        if not asked:
+            return {}
         replies = await self._requests.ask(
             self._client.query_batch_points(self.name, requests=list(asked.values()))
         )
@@ -158,22 +186,51 @@ class ServerCollection:
         }
 
 
-def _leg(
-    vector: Any, using: str, limit: int, held: Sequence[points.Condition]
-) -> models.QueryRequest:
-    how = None
-    if using == points.DENSE:
-        # Without it, a graph that is filtered misses some of the nearest.
+def _questions(
+    words: Sparse | None,
+    dense: list[float] | None,
+    limit: int,
+    held: Sequence[points.Condition],
+) -> dict[str, models.QueryRequest]:
+    """Return both legs, and what each says of the other's hits.
+
+    The server finds those again for it: dearer for the server than being told their ids,
+    but in the same request, so that nothing changes in between.
+    """
+    legs: dict[str, dict[str, Any]] = {}
+    if words is not None and words.indices:
+        legs[points.BM25] = {"query": _sparse(words), "using": points.BM25}
+    if dense is not None:
+        # Without ACORN, a graph that is filtered misses some of the nearest.
         acorn = models.AcornSearchParams(enable=True) if held else None
         how = models.SearchParams(hnsw_ef=max(_EF, limit), acorn=acorn)
-    return models.QueryRequest(
-        query=vector,
-        using=using,
-        limit=limit,
-        filter=condition(held),
-        params=how,
-        with_payload=False,
-    )
+        legs[points.DENSE] = {"query": dense, "using": points.DENSE, "params": how}
+    whose = condition(held)
+    asked = {
+        leg: models.QueryRequest(**what, limit=limit, filter=whose, with_payload=False)
+        for leg, what in legs.items()
+    }
+    if len(legs) > 1:
+        for name, leg, other in (
+            (_BM25_OF_DENSE, points.BM25, points.DENSE),
+            (_DENSE_OF_BM25, points.DENSE, points.BM25),
+        ):
+            asked[name] = models.QueryRequest(
+                query=legs[leg]["query"],
+                using=leg,
+                limit=limit,
+                prefetch=models.Prefetch(**legs[other], limit=limit, filter=whose),
+                with_payload=False,
+            )
+    return asked
+
+
+def _without(
+    found: Sequence[Hit] | None, known: Sequence[Hit] | None
+) -> dict[str, float]:
+    """Return the scores of those that ``known`` has not."""
+    ours = {hit.chunk_id for hit in known or []}
+    return {h.chunk_id: h.score for h in found or [] if h.chunk_id not in ours}
 
 
 def _sparse(vector: Sparse) -> models.SparseVector:

@@ -18,7 +18,7 @@ from nestor.backends.qdrant import points
 from nestor.backends.qdrant.folder import holder_of
 from nestor.backends.qdrant.points import Condition, Made, Sparse
 from nestor.errors import IndexDamaged, Unavailable
-from nestor.model.knowledge import Entry, Hit, Where
+from nestor.model.knowledge import Entry, Hit, Legs, Vectors, Where
 
 T = TypeVar("T")
 _SLICE = 64
@@ -124,30 +124,34 @@ class Shard:
 
     def search(
         self, limit: int, sparse: Sparse | None, dense: list[float] | None, where: Where
-    ) -> tuple[list[Hit] | None, list[Hit] | None]:
-        """Ask both legs with nothing in between. No words find nothing. Raises ``Unavailable``."""
+    ) -> Legs:
+        """Ask everything with nothing in between. No words find nothing. Raises ``Unavailable``."""
         held = _filter(where)
-        wordless = sparse is not None and not sparse.indices
 
-        def ask(engine: Any) -> tuple[list[Hit] | None, list[Hit] | None]:
-            words: list[Hit] | None = None
-            near: list[Hit] | None = None
-            if limit < 1 or (wordless and dense is None):
-                _count(engine)  # a broken index must not look like an empty answer
-                return (
-                    None if sparse is None else [],
-                    None if dense is None else [],
-                )
-            if wordless:
-                words = []
-            elif sparse is not None:
-                query = qdrant.Query.Nearest(_sparse(sparse), using=points.BM25)
-                words = _hits(engine, query, limit, held, None)
-            if dense is not None:
-                query = qdrant.Query.Nearest(dense, using=points.DENSE)
+        by_words = by_dense = None
+        if sparse is not None and sparse.indices:
+            by_words = qdrant.Query.Nearest(_sparse(sparse), using=points.BM25)
+        if dense is not None:
+            by_dense = qdrant.Query.Nearest(dense, using=points.DENSE)
+
+        def ask(engine: Any) -> Legs:
+            # First, and always: a broken index must not look like an empty answer.
+            size = int(engine.info().points_count)
+            words: list[Hit] = []
+            near: list[Hit] = []
+            if by_words is not None and limit >= 1:
+                words = _hits(engine, by_words, limit, held, None)
+            if by_dense is not None and limit >= 1:
                 how = self._how(engine, limit, held)
-                near = _hits(engine, query, limit, held, how)
-            return words, near
+                near = _hits(engine, by_dense, limit, held, how)
+            return Legs(
+                bm25=None if sparse is None else words,
+                dense=None if dense is None else near,
+                bm25_of_dense=_scores(engine, by_words, _only(near, words)),
+                dense_of_bm25=_scores(engine, by_dense, _only(words, near)),
+                terms=points.terms_of(sparse),
+                points=size,
+            )
 
         return self.call(ask)
 
@@ -173,6 +177,21 @@ class Shard:
         for part in _sliced(points.known_ids(chunk_ids)):
             found += self.call(lambda e, part=part: e.retrieve(part, True, vectors))  # type: ignore[misc]
         return found
+
+    def vectors(self, chunk_ids: Sequence[str], *, dense: bool) -> dict[str, Vectors]:
+        """Read by what points are found; unknown ids are left out."""
+        ids = points.known_ids(chunk_ids)
+        names = [points.DENSE, points.BM25] if dense else [points.BM25]
+        if not ids:
+            self.count()  # as in search
+            return {}
+        found = self.call(lambda engine: engine.retrieve(ids, False, names))
+        return {
+            str(r.id): points.vectors_of(
+                r.vector.get(points.DENSE), r.vector.get(points.BM25)
+            )
+            for r in found
+        }
 
     def ids(self, after: str | None, limit: int) -> list[str]:
         """Read ids in order."""
@@ -224,7 +243,7 @@ class Shard:
         lengths = [points.length_in(r.payload) for r in self.retrieve(here)]
         for entry in entries:
             counts = self._weights.counts(entry.chunk, entry.document)
-            lengths.append(sum(counts.values()))
+            lengths.append(points.length_of(counts))
         return points.settled(lengths)
 
     def weigh_again(self) -> None:
@@ -321,7 +340,7 @@ def _point(
         vectors[points.BM25] = _sparse(weights.document(counts, made.avg_len))
     if entry.vector is not None:
         vectors[points.DENSE] = [float(x) for x in entry.vector]
-    payload = points.payload_of(entry, sum(counts.values()))
+    payload = points.payload_of(entry, points.length_of(counts))
     return qdrant.Point(entry.chunk.id, vectors, payload)
 
 
@@ -336,6 +355,20 @@ def _hits(engine: Any, query: Any, limit: int, held: Any, how: Any) -> list[Hit]
     return [
         Hit(chunk_id=str(p.id), score=float(p.score)) for p in engine.query(request)
     ]
+
+
+def _scores(engine: Any, query: Any, ids: set[Any]) -> dict[str, float]:
+    """Return what ``query`` says of these points; None says nothing."""
+    if not ids or query is None:
+        return {}
+    held = qdrant.Filter(must=[qdrant.HasIdCondition(ids)])
+    how = qdrant.SearchParams(exact=True)
+    hits = _hits(engine, query, len(ids), held, how)
+    return {hit.chunk_id: hit.score for hit in hits}
+
+
+def _only(ours: Sequence[Hit], theirs: Sequence[Hit]) -> set[Any]:
+    return {hit.chunk_id for hit in ours} - {hit.chunk_id for hit in theirs}
 
 
 def _filter(where: Where) -> Any:

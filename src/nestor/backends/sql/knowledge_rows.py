@@ -11,21 +11,15 @@ import msgspec
 from sqlalchemy import (
     Select,
     and_,
-    delete,
-    exists,
     func,
-    insert,
-    literal,
     select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nestor.backends.sql.rows import encode
 from nestor.backends.sql.schema import (
     chunk,
     chunk_place,
-    chunk_removed,
     document,
     embedding,
 )
@@ -56,15 +50,15 @@ _DOCUMENT = (
     document.c.added_at,
     document.c.media,
 )
-_PLACE = ("ordinal", "start", "end", "first_line", "last_line", "page")
+PLACE = ("ordinal", "start", "end", "first_line", "last_line", "page")
 _CHUNK = (
     chunk.c.id,
     chunk.c.document_id,
     chunk.c.heading,
     chunk.c.text,
-    *(chunk.c[name] for name in _PLACE),
+    *(chunk.c[name] for name in PLACE),
 )
-_SAID = ("project", "path", "collection", "metadata", "media")
+SAID = ("project", "path", "collection", "metadata", "media")
 """What the index holds of a document, and a search or a citation may show."""
 
 
@@ -204,133 +198,6 @@ _BIG_ENDIAN = array("H", [1]).tobytes() == b"\0\1"
 def digest_of(one: Chunk) -> str:
     """Return the SHA-256 in hex of what a chunk's vector is made of."""
     return hashlib.sha256(embedded_text(one).encode()).hexdigest()
-
-
-async def write(
-    connection: AsyncConnection, new: Document, content: str, given: Sequence[Chunk]
-) -> list[str]:
-    """Store or replace a document with its chunks; returns ids of chunks that are gone.
-
-    A chunk keeps its place in the index where nothing has changed that the index holds.
-    """
-    same_name = and_(
-        document.c.project == text_of(new.project),
-        document.c.path == text_of(new.path),
-    )
-    found = await connection.execute(
-        documents().where((document.c.id == new.id) | same_name)
-    )
-    owners = {row[0]: document_of(row) for row in found}
-    values = _document_values(new, content)
-    before = await _placed(connection, list(owners))
-    kept = dict(before)
-    known = owners.get(new.id)
-    if known is None or any(getattr(known, n) != getattr(new, n) for n in _SAID):
-        kept.clear()
-    for other in owners.keys() - {new.id}:
-        await forget(connection, other)
-        kept.clear()
-    if known is None:
-        await connection.execute(insert(document).values(id=new.id, **values))
-    else:
-        await connection.execute(
-            update(document).where(document.c.id == new.id).values(**values)
-        )
-    gone = await _write_chunks(connection, new.id, before, kept, given)
-    await note_removed(connection, gone, back=[one.id for one in given])
-    return gone
-
-
-async def forget(connection: AsyncConnection, document_id: str) -> bool:
-    """Delete a document and its chunks; False where there is none."""
-    await connection.execute(delete(chunk).where(chunk.c.document_id == document_id))
-    done = await connection.execute(
-        delete(document).where(document.c.id == document_id)
-    )
-    return bool(done.rowcount)
-
-
-async def note_removed(
-    connection: AsyncConnection, gone: Sequence[str], *, back: Sequence[str] = ()
-) -> None:
-    """Remember what the index must drop; what has come back must stay in it."""
-    for batch in batches([*gone, *back]):
-        await connection.execute(
-            delete(chunk_removed).where(chunk_removed.c.id.in_(batch))
-        )
-    if gone:
-        await connection.execute(insert(chunk_removed), [{"id": one} for one in gone])
-
-
-def _document_values(new: Document, content: str) -> dict[str, Any]:
-    return {
-        "project": text_of(new.project),
-        "path": text_of(new.path),
-        "collection": str(new.collection),
-        "content_hash": new.content_hash,
-        "size_bytes": new.size_bytes,
-        "content": text_of(content),
-        "metadata": encode(metadata_of(new.metadata)),
-        "added_at": new.added_at.isoformat(),
-        "media": new.media,
-    }
-
-
-async def _placed(
-    connection: AsyncConnection, owners: Sequence[str]
-) -> dict[str, tuple[Any, ...]]:
-    """Read id → digest and place of the chunks of these documents."""
-    if not owners:
-        return {}
-    columns = (chunk.c.id, chunk.c.digest, *(chunk.c[name] for name in _PLACE))
-    rows = await connection.execute(
-        select(*columns).where(chunk.c.document_id.in_(owners))
-    )
-    return {row[0]: tuple(row[1:]) for row in rows}
-
-
-async def _write_chunks(
-    connection: AsyncConnection,
-    owner: str,
-    before: Mapping[str, tuple[Any, ...]],
-    kept: Mapping[str, tuple[Any, ...]],
-    given: Sequence[Chunk],
-) -> list[str]:
-    """Bring the chunks of ``owner`` to ``given``; returns the ids that are gone.
-
-    ``kept``: those of ``before`` that may stay as they are. What is written anew waits.
-    """
-    rows = [_chunk_values(owner, one) for one in given]
-    stays = {
-        row["id"]
-        for row in rows
-        if kept.get(row["id"]) == (row["digest"], *(row[name] for name in _PLACE))
-    }
-    for batch in batches([known for known in before if known not in stays]):
-        await connection.execute(delete(chunk).where(chunk.c.id.in_(batch)))
-    if fresh := [row for row in rows if row["id"] not in stays]:
-        await connection.execute(insert(chunk), fresh)
-        placed = exists().where(chunk_place.c.seq == chunk.c.seq)
-        await connection.execute(
-            insert(chunk_place).from_select(
-                ["seq", "indexed"],
-                select(chunk.c.seq, literal(WAITS)).where(
-                    chunk.c.document_id == owner, ~placed
-                ),
-            )
-        )
-    now = {row["id"] for row in rows}
-    return [known for known in before if known not in now]
-
-
-def _chunk_values(owner: str, one: Chunk) -> dict[str, Any]:
-    clean = msgspec.structs.replace(
-        one, heading=text_of(one.heading), text=text_of(one.text), document_id=owner
-    )
-    return {
-        **msgspec.structs.asdict(clean),
-        "digest": digest_of(clean),
-    }
 
 
 async def set_indexed(

@@ -6,7 +6,12 @@ from typing import NamedTuple
 from sqlalchemy import delete, func, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nestor.backends.sql import full_text, knowledge_vectors, skill_rows
+from nestor.backends.sql import (
+    full_text,
+    knowledge_vectors,
+    knowledge_writes,
+    skill_rows,
+)
 from nestor.backends.sql import knowledge_rows as rows_
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.knowledge_rows import (
@@ -68,9 +73,17 @@ class SqlKnowledgeStore:
         self, document_: Document, content: str, chunks: Sequence[Chunk]
     ) -> list[str]:
         """See KnowledgeStore.put. A chunk that stays the same keeps its place."""
+        return await self.put_all([(document_, content, chunks)])
+
+    async def put_all(
+        self, items: Sequence[tuple[Document, str, Sequence[Chunk]]]
+    ) -> list[str]:
+        """See KnowledgeStore.put_all."""
+        if not items:
+            return []
         async with self._database.write() as connection:
             await self._database.serialise(connection, _LOCK)
-            gone = await rows_.write(connection, document_, content, chunks)
+            gone = await knowledge_writes.write(connection, items)
             await _bump(connection, _VERSION, _TEXTS)
         return gone
 
@@ -92,6 +105,11 @@ class SqlKnowledgeStore:
         if row is None:
             raise NotFound(f"document {document_id}")
         return document_of(row)
+
+    async def get_all(self, ids: Sequence[str]) -> dict[str, Document]:
+        """See KnowledgeStore.get_all."""
+        async with self._database.read() as connection:
+            return await rows_.documents_by_id(connection, ids)
 
     async def content(self, document_id: str) -> str:
         """See KnowledgeStore.content."""
@@ -135,9 +153,9 @@ class SqlKnowledgeStore:
         async with self._database.write() as connection:
             await self._database.serialise(connection, _LOCK)
             gone = list((await connection.execute(pieces)).scalars())
-            if not await rows_.forget(connection, document_id):
+            if not await knowledge_writes.forget(connection, [document_id]):
                 raise NotFound(f"document {document_id}")
-            await rows_.note_removed(connection, gone)
+            await knowledge_writes.note_removed(connection, gone)
             await _bump(connection, _VERSION)
         return gone
 
