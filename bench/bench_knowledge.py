@@ -5,8 +5,10 @@
 
 The same made-up chunks for everybody (384 numbers in 2,000 clusters, 60 words), the same
 200 questions, asked in turn, round after round, another system first in each. ``nestor``
-is ``QdrantEdgeIndex.search``; ``raw`` is one call of the engine on the same files with
-the same parameters; ``raw-default`` is that call with the engine's own parameters.
+is ``QdrantEdgeIndex.search`` by vector; ``raw`` is one call of the engine on the same files
+with the same parameters; ``raw-default`` is that call with the engine's own parameters.
+``nestor-both`` asks by vector and by words at once, 100 hits of each, as AIDB does, and
+``nestor-ranked`` ranks them, too; ``raw-both`` is two calls of the engine for these hits.
 Chroma and LanceDB run in processes of their own, and the clock runs around their call
 only. Recall is against looking at every vector with numpy. Written to
 bench/results/knowledge.json.
@@ -42,6 +44,7 @@ from bench.knowledge.summary import (
     version_in,
 )
 
+from nestor.aidb.ranking import rank
 from nestor.aidb.service import Aidb
 from nestor.backends.documents.children import DocumentChildren
 from nestor.backends.files.event_log import FileEventLog
@@ -49,12 +52,13 @@ from nestor.backends.qdrant import shard
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
-from nestor.model.knowledge import ContextRequest, NewDocument
+from nestor.model.knowledge import ContextRequest, Hit, NewDocument, Where
 from nestor.telemetry.learning_client import LearningClient
 
 RESULT = RESULTS / "knowledge.json"
 PYTHON = PEERS / "vectors/bin/python"
 LIMIT, BOTH_LIMIT = 10, 100
+BOTH = "raw-both"
 CHUNKS_AT_ONCE = 500
 AT_A_TIME = 50
 """Questions put to one system before the next one's turn."""
@@ -73,60 +77,80 @@ class System(Protocol):
 
 
 class Ours:
-    """``QdrantEdgeIndex.search`` by vector, by words, or by both."""
+    """``QdrantEdgeIndex.search`` by vector, or by vector and words, perhaps ranked."""
 
-    def __init__(self, index: QdrantEdgeIndex, made: MadeUp, legs: str) -> None:
-        self.name = {"dense": "nestor", "both": "nestor-both"}[legs]
-        self._index, self._made, self._legs = index, made, legs
+    def __init__(self, index: QdrantEdgeIndex, made: MadeUp, name: str) -> None:
+        self.name = name
+        self._index, self._made = index, made
 
     async def ask(self, numbers: Sequence[int], projects: list[str] | None) -> Asked:
         ms, rows = [], []
         for number in numbers:
             vector = self._made.queries[number].tolist()
-            words = self._made.questions[number] if self._legs == "both" else None
             began = time.perf_counter()
+            hits = await self._hits(number, vector, where(projects))
+            ms.append(1e3 * (time.perf_counter() - began))
+            rows.append([self._made.row_of[hit.chunk_id] for hit in hits[:LIMIT]])
+        return ms, rows
+
+    async def _hits(self, number: int, vector: list[float], held: Where) -> list[Hit]:
+        words = self._made.questions[number]
+        if self.name == "nestor-ranked":
+            return await rank(
+                self._index, words, vector=vector, stamp=STAMP, limit=LIMIT, where=held
+            )
+        if self.name == "nestor-both":
             legs = await self._index.search(
                 vector=vector,
                 query=words,
                 stamp=STAMP,
-                limit=BOTH_LIMIT if words else LIMIT,
-                where=where(projects),
+                limit=BOTH_LIMIT,
+                where=held,
+                pairs=True,
             )
-            ms.append(1e3 * (time.perf_counter() - began))
-            hits = (legs.dense or [])[:LIMIT]
-            rows.append([self._made.row_of[hit.chunk_id] for hit in hits])
-        return ms, rows
+        else:
+            legs = await self._index.search(
+                vector=vector, stamp=STAMP, limit=LIMIT, where=held
+            )
+        return legs.dense or []
 
 
 class Raw:
-    """One call of the engine, in this thread, on the files of our own index."""
+    """Calls of the engine, in this thread, on the files of our own index."""
 
-    def __init__(self, index: QdrantEdgeIndex, made: MadeUp, *, default: bool) -> None:
-        self.name = "raw-default" if default else "raw"
-        self._index, self._made, self._default = index, made, default
+    def __init__(self, index: QdrantEdgeIndex, made: MadeUp, name: str) -> None:
+        self.name = name
+        self._index, self._made = index, made
 
     async def ask(self, numbers: Sequence[int], projects: list[str] | None) -> Asked:
         ours = self._index._all.current
         engine = ours._engine
         held = shard._filter(where(projects))
-        how = None if self._default else ours._how(engine, LIMIT, held)
+        limit = BOTH_LIMIT if self.name == BOTH else LIMIT
+        how = None
+        if self.name != "raw-default":
+            how = ours._how(engine, limit, held)
         ms, rows = [], []
         for number in numbers:
             vector = self._made.queries[number].tolist()
+            asked = [(qdrant.Query.Nearest(vector, using="dense"), how)]
+            if self.name == BOTH:
+                text = self._made.questions[number]
+                sparse = self._index._all.weights.query(text, pairs=True)
+                words = qdrant.Query.Nearest(shard._sparse(sparse), using="bm25")
+                asked.append((words, None))
             began = time.perf_counter()
-            found = engine.query(
-                qdrant.QueryRequest(
-                    limit=LIMIT,
-                    query=qdrant.Query.Nearest(vector, using="dense"),
-                    filter=held,
-                    params=how,
-                    with_payload=False,
-                )
-            )
-            ids = [str(point.id) for point in found]
+            found = [_asked(engine, query, limit, held, way) for query, way in asked]
             ms.append(1e3 * (time.perf_counter() - began))
-            rows.append([self._made.row_of[one] for one in ids])
+            rows.append([self._made.row_of[one] for one in found[0][:LIMIT]])
         return ms, rows
+
+
+def _asked(engine: Any, query: Any, limit: int, held: Any, how: Any) -> list[str]:
+    request = qdrant.QueryRequest(
+        limit=limit, query=query, filter=held, params=how, with_payload=False
+    )
+    return [str(point.id) for point in engine.query(request)]
 
 
 class Peer:
@@ -180,10 +204,12 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
         async with await QdrantEdgeIndex.open(Path(folder) / "qdrant") as index:
             built = await _filled(index, made)
             systems: list[System] = [
-                Ours(index, made, "dense"),
-                Raw(index, made, default=False),
-                Raw(index, made, default=True),
-                Ours(index, made, "both"),
+                Ours(index, made, "nestor"),
+                Raw(index, made, "raw"),
+                Raw(index, made, "raw-default"),
+                Ours(index, made, "nestor-both"),
+                Ours(index, made, "nestor-ranked"),
+                Raw(index, made, BOTH),
             ]
             peers = []
             made.write(Path(folder))
@@ -269,22 +295,33 @@ async def _rounds(
 
 
 def _summary(seen: dict[str, dict[str, list[Seen]]]) -> dict[str, Any]:
-    """Medians over rounds; ratios are formed within a round, where all were as disturbed."""
+    """Medians over rounds; ratios are formed within a round, where all were as disturbed.
+
+    ``times_raw``: a p50 of AIDB's by that of the engine, called directly for the same.
+    ``nestor_by_this_p50``: that of a search by vector, by another's.
+    """
     found: dict[str, Any] = {}
     for name, systems in seen.items():
-        ours = systems["nestor"]
-        found[name] = {
-            system: {
+        found[name] = {}
+        for system, rounds in systems.items():
+            told: dict[str, Any] = {
                 "p50_ms": spread((one.p50_ms for one in rounds), 3),
                 "p95_ms": spread((one.p95_ms for one in rounds), 3),
-                "recall@10": round(min(one.recall for one in rounds), 4),
-                "nestor_by_this_p50": spread(
-                    (o.p50_ms / t.p50_ms for o, t in zip(ours, rounds, strict=True)), 3
-                ),
             }
-            for system, rounds in systems.items()
-        }
+            if system == "nestor":
+                told["times_raw"] = _times(rounds, systems["raw"])
+            elif system in {"nestor-both", "nestor-ranked"}:
+                told["times_raw"] = _times(rounds, systems[BOTH])
+            elif system != BOTH:
+                told["nestor_by_this_p50"] = _times(systems["nestor"], rounds)
+            if system != "nestor-ranked":  # which is no order by nearness
+                told["recall@10"] = round(min(one.recall for one in rounds), 4)
+            found[name][system] = told
     return found
+
+
+def _times(these: Sequence[Seen], those: Sequence[Seen]) -> dict[str, float]:
+    return spread((a.p50_ms / b.p50_ms for a, b in zip(these, those, strict=True)), 3)
 
 
 async def _cached(home: Path) -> dict[str, Any]:

@@ -25,8 +25,10 @@ MOST_BY_RAW, LEAST_RECALL, MOST_CACHED_US = 1.3, 0.99, 100.0
 LEAST_FASTER, LEAST_SHARE = 50.0, 0.9
 NAMES = {
     "nestor": "AIDB's index",
-    "nestor-both": "AIDB's index, both legs of 100 hits",
+    "nestor-both": "AIDB's index, by vector and words, 100 hits of each",
+    "nestor-ranked": "the same, ranked",
     "raw": "Qdrant Edge, called directly",
+    "raw-both": "Qdrant Edge, called directly, by vector and words",
     "raw-default": "Qdrant Edge, its own parameters",
     "chroma": "Chroma",
     "lancedb": "LanceDB",
@@ -117,37 +119,44 @@ def latency(found: Mapping[str, Any]) -> str:
     rows = []
     for held, systems in found["searches"].items():
         for name, seen in systems.items():
-            times = said(seen["nestor_by_this_p50"])
+            times = seen.get("times_raw")
+            other = seen.get("nestor_by_this_p50")
+            recall = seen.get("recall@10")
             rows.append(
                 [
                     f"{NAMES[name]}; filter: {held}",
                     said(seen["p50_ms"]),
                     said(seen["p95_ms"]),
-                    f"{seen['recall@10']:.3f}",
-                    "" if name == "nestor" else times,
+                    "" if recall is None else f"{recall:.3f}",
+                    "" if times is None else said(times),
+                    "" if other is None else said(other),
                 ]
             )
     head = [
         f"{found['chunks']:,} chunks of {found['dimension']} numbers",
         "p50, ms",
         "p95, ms",
+        "recall@10",
+        "times the engine's own",
+        "AIDB's p50 by vector, times this one's",
     ]
-    return table([*head, "recall@10", "AIDB's p50, times this one's"], rows)
+    return table(head, rows)
 
 
 def latency_targets(found: Mapping[str, Any]) -> str:
     """Say what was asked for and what was seen."""
     rows = []
     for held, systems in found["searches"].items():
-        times = systems["raw"]["nestor_by_this_p50"]
-        rows.append(
-            [
-                f"p50, times the engine's own; filter: {held}",
-                said(times),
-                "≤ 1.3",
-                verdict(times["median"] <= MOST_BY_RAW),
-            ]
-        )
+        for name, what in (("nestor", "vector"), ("nestor-both", "vector and words")):
+            times = systems[name]["times_raw"]
+            rows.append(
+                [
+                    f"p50 by {what}, times the engine's own; filter: {held}",
+                    said(times),
+                    "≤ 1.3",
+                    verdict(times["median"] <= MOST_BY_RAW),
+                ]
+            )
         recall = systems["nestor"]["recall@10"]
         rows.append(
             [

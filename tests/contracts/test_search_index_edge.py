@@ -368,7 +368,7 @@ def test_pairs_pass_over_stop_words_and_are_weighed_like_words() -> None:
 
     assert weights.query("the walrus sleeps; the ice").indices == asked.indices[:3]
     assert [counts[number] for number in pairs] == [2, 1]
-    assert asked.values == [1.0] * 3 + pytest.approx([0.15 / 0.85] * 2)
+    assert asked.values == pytest.approx([1.0] * 3 + [0.15 / 0.85] * 2)
     assert points.length_of(counts) == 8
     assert points.terms_of(asked) == 3
     weighed = weights.document(counts, 8.0)

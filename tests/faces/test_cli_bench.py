@@ -266,12 +266,13 @@ def test_a_file_that_breaks_off_is_named(cli: Cli, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     assert "corpus.jsonl.gz:" in refused(cli, data)
     (data / "queries.jsonl.gz").write_bytes(b'{"_id": "q1"}\n')
-    assert "queries.jsonl.gz:0: cannot be read on" in refused(cli, data)
+    assert "queries.jsonl.gz:1: cannot be read on" in refused(cli, data)
 
 
 def test_what_is_no_utf_8_is_named(cli: Cli, data: Path) -> None:
-    (data / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "caf\xe9"}\n')
-    assert "queries.jsonl:0: not UTF-8 soon after this line" in refused(cli, data)
+    good = b'\xef\xbb\xbf{"_id": "q1", "text": "drips"}\n\n'
+    (data / "queries.jsonl").write_bytes(good + b'{"_id": "q2", "text": "caf\xe9"}\n')
+    assert "queries.jsonl:3: not UTF-8 at byte 27" in refused(cli, data)
 
 
 @pytest.mark.parametrize("missing", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])

@@ -1,4 +1,7 @@
-"""AIDB over its real parts: SQLite, Qdrant Edge and the event file are what they are."""
+"""AIDB over its real parts: SQLite, Qdrant Edge and the event file are what they are.
+
+Over 400 lines: what the service promises of documents and answers stands in one place.
+"""
 
 import asyncio
 import json

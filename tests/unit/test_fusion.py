@@ -160,7 +160,7 @@ def test_feedback_is_of_unit_length_and_nearer_to_the_best(
     length = math.hypot(*query)
 
     def toward(vector: list[float]) -> float:
-        return sum(a * b for a, b in zip(vector, middle, strict=True))
+        return math.fsum(a * b for a, b in zip(vector, middle, strict=True))
 
     assert toward(moved) >= toward([value / length for value in query]) - 1e-9
 

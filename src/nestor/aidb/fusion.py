@@ -26,8 +26,8 @@ DEPTH = 100
 WINDOW = 50
 """So many of the best are smoothed."""
 FEEDBACK_HITS = 3
-FEEDBACK_POINTS = 20_000
-"""In larger indexes the vectors are not asked a second time: it would take too long."""
+REFINED_POINTS = 20_000
+"""Larger indexes are asked once: feedback and smoothing would take longer than the search."""
 _FEEDBACK = 0.3
 _NEIGHBOURS = 5
 _SMOOTHING = 0.2
@@ -90,7 +90,7 @@ def smooth(ranked: Sequence[Hit], vectors: Mapping[str, Vectors]) -> list[Hit]:
         hit.chunk_id: (1 - _SMOOTHING) * hit.score + _SMOOTHING * _heard(row, at, known)
         for at, (hit, row) in enumerate(zip(known, alike, strict=True))
     }
-    floor = tail[0].score if tail else -math.inf
+    floor = tail[0].score if tail else -math.inf  # means can be a rounding below
     smoothed = [
         Hit(chunk_id=h.chunk_id, score=max(mixed.get(h.chunk_id, h.score), floor))
         for h in head

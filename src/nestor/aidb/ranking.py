@@ -19,7 +19,7 @@ async def rank(
     """Return what the index finds, best first: at least ``limit`` where there are so many.
 
     ``vector`` and ``stamp`` as in ``SearchIndex.search``, which says what is raised.
-    A small index is asked a second time, with a vector that the best hits have moved.
+    An index that is not large is asked again with a vector that the best hits have moved.
     """
     depth = max(limit, fusion.DEPTH)
 
@@ -35,13 +35,12 @@ async def rank(
 
     legs = await asked(vector)
     ranked = fusion.fuse(legs, query)
-    if vector is None or not legs.dense:
-        return ranked  # by words alone
-    if legs.points <= fusion.FEEDBACK_POINTS:
-        best = [hit.chunk_id for hit in ranked[: fusion.FEEDBACK_HITS]]
-        held = await index.vectors(best, stamp=stamp)
-        moved = fusion.feedback(vector, [held[key] for key in best if key in held])
-        if moved is not None:
-            ranked = fusion.fuse(await asked(moved), query)
+    if vector is None or not legs.dense or legs.points > fusion.REFINED_POINTS:
+        return ranked
+    best = [hit.chunk_id for hit in ranked[: fusion.FEEDBACK_HITS]]
+    held = await index.vectors(best, stamp=stamp)
+    moved = fusion.feedback(vector, [held[key] for key in best if key in held])
+    if moved is not None:
+        ranked = fusion.fuse(await asked(moved), query)
     window = [hit.chunk_id for hit in ranked[: fusion.WINDOW]]
     return fusion.smooth(ranked, await index.vectors(window, stamp=stamp))

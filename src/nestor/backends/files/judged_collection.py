@@ -6,7 +6,6 @@ names), each perhaps gzipped (``.gz``).
 """
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -179,19 +178,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Read lines that say something, numbered from 1."""
     number = 0
     try:
-        with (
-            gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw,
-            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n") as file,
-        ):
-            for number, line in enumerate(file, 1):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if line.strip():
                     yield number, line
     except UnicodeDecodeError as error:
-        message = f"not UTF-8 soon after this line ({error.reason})"
+        message = f"not UTF-8 at byte {error.start + 1} ({error.reason})"
         raise _wrong(path, message, number) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _wrong(path, f"cannot be read on: {reason}", number) from error
+        raise _wrong(path, f"cannot be read on: {reason}", number + 1) from error
 
 
 def _wrong(path: Path, message: str, line: int | None = None) -> InvalidInput:

@@ -1,7 +1,7 @@
 """SearchIndex in this process: a Qdrant Edge shard in the data folder.
 
-Writes run one after another in a thread of their own, searches in another: a search waits
-for one call of the engine, not for a batch. What is there is said in ``folder``.
+Writes run one after another in a thread of their own: a search waits for one call of the
+engine, not for a batch, and does that in another thread. What is there is said in ``folder``.
 """
 
 import asyncio
@@ -115,10 +115,10 @@ class QdrantEdgeIndex:
             dense = None
             if vector is not None:
                 points.refuse_query(vector, stamp, shard.made.stamp)
-                dense = [float(x) for x in vector]
+                dense = list(map(float, vector))
             return shard.search(limit, words, dense, where)
 
-        return await self._read(read)
+        return await self._read_now(read)
 
     async def vectors(
         self, chunk_ids: Sequence[str], *, stamp: EmbeddingStamp | None = None
@@ -131,7 +131,7 @@ class QdrantEdgeIndex:
                 points.refuse_stamp(stamp, shard.made.stamp)
             return shard.vectors(chunk_ids, dense=stamp is not None)
 
-        return await self._read(read)
+        return await self._read_now(read)
 
     async def entries(
         self, chunk_ids: Sequence[str]
@@ -208,6 +208,19 @@ class QdrantEdgeIndex:
                 return action()
 
         return await self._in(self._reader, undisturbed)
+
+    async def _read_now(self, action: Callable[[], T]) -> T:
+        """Like ``_read``, and without its thread while nobody writes.
+
+        The engine holds the interpreter's lock in each call, so that a thread lets nobody
+        else run meanwhile, and the way to it and back takes as long as a small search.
+        """
+        if self._closed or not self._all.turn.acquire(blocking=False):
+            return await self._read(action)
+        try:
+            return action()
+        finally:
+            self._all.turn.release()
 
     async def _in(self, thread: ThreadPoolExecutor, action: Callable[[], T]) -> T:
         if self._closed:

@@ -50,7 +50,7 @@ USUAL_LENGTH = 100.0
 ENOUGH = 256
 """So many chunks tell the mean length."""
 SAMPLE = 4000
-DRIFT = 1.1
+DRIFT = 2.0
 """The mean length may become so many times longer or shorter before it matters."""
 _COUNTED_K = 1e6
 _NEIGHBOURS = 2**31

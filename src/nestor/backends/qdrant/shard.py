@@ -32,6 +32,8 @@ _ALL_LOOKED_AT = 50_000
 _GRAPH_AT, _GRAPH_AGAIN = 50_000, 20_000
 """So many vectors that no graph has are worth building the first one, or another."""
 
+_EXACT = qdrant.SearchParams(exact=True)
+
 
 class Shard:
     """The points of one generation. Its writes come from one thread, reads from any.
@@ -148,7 +150,8 @@ class Shard:
                 bm25=None if sparse is None else words,
                 dense=None if dense is None else near,
                 bm25_of_dense=_scores(engine, by_words, _only(near, words)),
-                dense_of_bm25=_scores(engine, by_dense, _only(words, near)),
+                # No graph, which may miss some; words are always compared exactly.
+                dense_of_bm25=_scores(engine, by_dense, _only(words, near), _EXACT),
                 terms=points.terms_of(sparse),
                 points=size,
             )
@@ -167,7 +170,7 @@ class Shard:
             return qdrant.SearchParams(hnsw_ef=max(_EF, limit))
         passing = engine.count(qdrant.CountRequest(exact=False, filter=held))
         if passing <= _ALL_LOOKED_AT or passing * 2 < engine.info().points_count:
-            return qdrant.SearchParams(exact=True)
+            return _EXACT
         acorn = qdrant.AcornSearchParams(enable=True, max_selectivity=1.0)
         return qdrant.SearchParams(hnsw_ef=max(_EF, limit), acorn=acorn)
 
@@ -185,12 +188,12 @@ class Shard:
         if not ids:
             self.count()  # as in search
             return {}
-        found = self.call(lambda engine: engine.retrieve(ids, False, names))
+        records = self.call(lambda engine: engine.retrieve(ids, False, names))
+        # Each look at ``vector`` makes all its numbers anew.
+        held = {str(record.id): record.vector for record in records}
         return {
-            str(r.id): points.vectors_of(
-                r.vector.get(points.DENSE), r.vector.get(points.BM25)
-            )
-            for r in found
+            key: points.vectors_of(one.get(points.DENSE), one.get(points.BM25))
+            for key, one in held.items()
         }
 
     def ids(self, after: str | None, limit: int) -> list[str]:
@@ -357,12 +360,13 @@ def _hits(engine: Any, query: Any, limit: int, held: Any, how: Any) -> list[Hit]
     ]
 
 
-def _scores(engine: Any, query: Any, ids: set[Any]) -> dict[str, float]:
+def _scores(
+    engine: Any, query: Any, ids: set[Any], how: Any = None
+) -> dict[str, float]:
     """Return what ``query`` says of these points; None says nothing."""
     if not ids or query is None:
         return {}
     held = qdrant.Filter(must=[qdrant.HasIdCondition(ids)])
-    how = qdrant.SearchParams(exact=True)
     hits = _hits(engine, query, len(ids), held, how)
     return {hit.chunk_id: hit.score for hit in hits}
 
