@@ -7,7 +7,8 @@ folder). The whole stack runs in a scratch folder (``nestor up``; a clock around
 that is embedded), ``nestor kb add`` is a process of its own, and an ingest ends when every
 chunk is in the index with its vector. LlamaIndex's ``IngestionPipeline`` takes the same
 files with the same embedder and keeps its stores in files, a process for each ingest.
-Written to bench/results/ingest.json.
+Written to bench/results/ingest.json. Who was measured before with as many files and is not
+now stays there, and of earlier runs the ratios stay: a busy machine changes them much.
 
 The peer's environment is made by:
 
@@ -38,6 +39,7 @@ PEER = PEERS / "llamaindex/bin/python"
 SHARE, SEED = 0.01, 1
 LOOK_S, PATIENCE_S, STALLED_S = 0.1, 60.0, 300.0
 NEARLY = 300
+EARLIER = 9
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -221,6 +223,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             theirs["again"] = llamaindex(notes, store, model)
             systems["llamaindex"] = theirs
     for one in systems.values():
+        one["measured"] = {
+            "at": datetime.now(UTC).isoformat(timespec="minutes"),
+            "commit": commit(),
+            "load": machine()["load"],
+        }
         one["first_by_again"] = round(
             one["first"]["wall_s"] / one["again"]["wall_s"], 2
         )
@@ -243,6 +250,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def merged(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """Keep who is not measured anew, and the ratios of earlier runs, newest first."""
+    if old is None or old["files"] != new["files"]:
+        return new
+    systems = old["systems"] | new["systems"]
+    for name in new["systems"].keys() & old["systems"].keys():
+        before = old["systems"][name]
+        run = {
+            "first_by_again": before["first_by_again"],
+            "first_by_again_cpu": before["first_by_again_cpu"],
+            "embedder_share_of_time": before["first"]["embedder_share_of_time"],
+            "measured": before["measured"],
+        }
+        earlier = [run, *before.get("earlier", [])][:EARLIER]
+        systems[name] = {**systems[name], "earlier": earlier}
+    return {**new, "versions": old["versions"] | new["versions"], "systems": systems}
+
+
 def _share(part: float, whole: float) -> float:
     return round(part / whole, 4)
 
@@ -263,8 +288,9 @@ if __name__ == "__main__":
     parser.add_argument("--peer", choices=["llamaindex"])
     parser.add_argument("--json", action="store_true", help="print, and write nothing")
     given = parser.parse_args()
-    result = json.dumps(measure(given), indent=1)
+    found = measure(given)
     if given.json:
-        print(result)
+        print(json.dumps(found, indent=1))
     else:
-        RESULT.write_text(result + "\n")
+        known = json.loads(RESULT.read_text()) if RESULT.exists() else None
+        RESULT.write_text(json.dumps(merged(found, known), indent=1) + "\n")

@@ -99,19 +99,15 @@ class Ours:
             return await rank(
                 self._index, words, vector=vector, stamp=STAMP, limit=LIMIT, where=held
             )
-        if self.name == "nestor-both":
-            legs = await self._index.search(
-                vector=vector,
-                query=words,
-                stamp=STAMP,
-                limit=BOTH_LIMIT,
-                where=held,
-                pairs=True,
-            )
-        else:
-            legs = await self._index.search(
-                vector=vector, stamp=STAMP, limit=LIMIT, where=held
-            )
+        both = self.name == "nestor-both"
+        legs = await self._index.search(
+            vector=vector,
+            query=words if both else None,
+            stamp=STAMP,
+            limit=BOTH_LIMIT if both else LIMIT,
+            where=held,
+            pairs=both,
+        )
         return legs.dense or []
 
 

@@ -220,12 +220,23 @@ def ingest_targets(found: Mapping[str, Any]) -> str:
             verdict(share >= LEAST_SHARE),
         ],
     ]
+    for run in ours.get("earlier", ()):
+        share = 100 * run["embedder_share_of_time"]
+        seen = f"{run['first_by_again']:.0f}, {share:.0f} %"
+        rows.append([f"the same two of {_of(run)}", seen, "", ""])
     if (peer := found["systems"].get("llamaindex")) is not None:
         share = 100 * peer["first"]["embedder_share_of_time"]
         both = f"{peer['first_by_again']:.0f}, {share:.0f} %"
-        rows.append(["the same two of LlamaIndex", both, "", ""])
+        rows.append([f"the same two of LlamaIndex, {_of(peer)}", both, "", ""])
     made = f"Embedder: {found['embedder']}, {found['revision']}.\n"
     return f"{table(['', 'seen', 'target', ''], rows)}\n{made}\n{about(found)}"
+
+
+def _of(one: Mapping[str, Any]) -> str:
+    """Say when something was measured, and how busy the machine was."""
+    made = one["measured"]
+    busy = ", ".join(str(load) for load in made["load"])
+    return f"the run of {made['at']} (load {busy})"
 
 
 PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {

@@ -59,9 +59,9 @@ def version_in(python: Path, package: str) -> str:
 
 
 def commit() -> str:
-    """Return which commit of this repository is measured."""
+    """Return which commit of this repository is measured; ``-dirty``: with changes."""
     done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
+        ["git", "describe", "--always", "--exclude=*", "--dirty"],
         check=False,
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+from bench import bench_ingest
 from bench.knowledge import page
 
 
@@ -95,3 +96,34 @@ def test_a_slow_ingest_is_called_so(times: float, share: float, word: str) -> No
     )
     for row in told.splitlines()[2:4]:
         assert row.endswith(f"{word} |")
+
+
+def test_who_is_not_measured_anew_stays_and_earlier_runs_are_told() -> None:
+    def run(times: float, at: str) -> dict[str, Any]:
+        return {
+            "first": {"embedder_share_of_time": times / 100},
+            "first_by_again": times,
+            "first_by_again_cpu": times,
+            "measured": {"at": at, "commit": "c", "load": [1.5]},
+        }
+
+    def result(**systems: dict[str, Any]) -> dict[str, Any]:
+        more = {"files": 5, "embedder": "m", "revision": "1"}
+        return {**made_on(), **more, "systems": systems}
+
+    first = result(nestor=run(14.0, "monday"), llamaindex=run(4.0, "monday"))
+    second = bench_ingest.merged(result(nestor=run(48.0, "tuesday")), first)
+    third = bench_ingest.merged(result(nestor=run(60.0, "friday")), second)
+    assert third["systems"]["llamaindex"] == first["systems"]["llamaindex"]
+    rows = page.ingest_targets(third).splitlines()[2:]
+    assert rows[0].split(" | ")[1] == "60"
+    assert rows[2].startswith(
+        "| the same two of the run of tuesday (load 1.5) | 48, 48 %"
+    )
+    assert rows[3].startswith(
+        "| the same two of the run of monday (load 1.5) | 14, 14 %"
+    )
+    assert rows[4].startswith(
+        "| the same two of LlamaIndex, the run of monday (load 1.5)"
+    )
+    assert bench_ingest.merged({**first, "files": 6}, first) == {**first, "files": 6}

@@ -118,7 +118,7 @@ def _heard(row: Sequence[float], own: int, hits: Sequence[Hit]) -> float:
 
 
 def _alike(rows: Sequence[Vectors]) -> list[list[float]]:
-    """How alike each two are. Without numpy the same, some 20 ms slower."""
+    """How alike each two are. Without numpy the same, in 70 ms instead of 1."""
     if find_spec("numpy") is None:
         return [[_likeness(one, other) for other in rows] for one in rows]
     import numpy as np  # noqa: PLC0415 - heavy, and not everywhere
@@ -155,7 +155,7 @@ def _products(matrix: Any) -> Any:
     """Multiply each row with each.
 
     In pieces: a larger product goes to several threads, and where cores are busy the one
-    that is late keeps the others waiting (0.1 ms became 50).
+    that is late keeps the others waiting (of 0.1 ms, one in twenty became 50).
     """
     parts = (matrix[:, at : at + _BLOCK] for at in range(0, matrix.shape[1], _BLOCK))
     return sum((part @ part.T for part in parts), start=0.0)

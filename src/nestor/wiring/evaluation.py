@@ -102,6 +102,7 @@ async def measure(
 ) -> Report:
     """Remember every document in a scratch folder, then ask every judged query.
 
+    The index is filled once more before it is asked, as ``nestor kb reindex`` does.
     ``limit``: only so many queries. Nothing that touches the ranking can be set. Raises
     ``InvalidInput`` for a collection that cannot be read, ``Unavailable`` when a part of
     AIDB does not work, so that no number is of less than all of it.
@@ -239,8 +240,8 @@ class _Run:
                 raise Unavailable(await self._why())
             self._say("vectors", counts.chunks - without, counts.chunks)
             await asyncio.sleep(_LOOK_S)
-        # As upkeep does when it is worth it: words are weighed by the mean length of all
-        # chunks now, not of those that came first.
+        # As ``nestor kb reindex``: words are weighed by the mean length of all chunks now.
+        # An index that was only ever added to uses that of its first 256 or more.
         await self._aidb.reindex()
         await self._read_owners()
         return without if embeds else None

@@ -215,6 +215,8 @@ class QdrantEdgeIndex:
         The engine holds the interpreter's lock in each call, so that a thread lets nobody
         else run meanwhile, and the way to it and back takes as long as a small search.
         """
+        # Who asks again and again must let others run, the writer's end among them.
+        await asyncio.sleep(0)
         if self._closed or not self._all.turn.acquire(blocking=False):
             return await self._read(action)
         try:
