@@ -3,13 +3,15 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nestor.aidb import fusion
 from nestor.aidb.fusion import WINDOW, feedback, fuse, smooth
 from nestor.model.knowledge import Hit, Legs, Vectors
 
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no counterexample."""
 KEYS = [f"c{number:03d}" for number in range(30)]
 bm25_scores = st.floats(0.1, 40)
 cosines = st.floats(-1, 1)
@@ -51,6 +53,7 @@ def scores_of(ranked: list[Hit]) -> dict[str, float]:
     return {hit.chunk_id: hit.score for hit in ranked}
 
 
+@UNHURRIED
 @given(both, queries, st.sets(st.sampled_from(KEYS)))
 def test_a_filter_changes_no_score_of_what_it_lets_through(
     scores: dict[str, tuple[float, float]], query: str, kept: set[str]
@@ -61,6 +64,7 @@ def test_a_filter_changes_no_score_of_what_it_lets_through(
     assert fewer == {key: every[key] for key in through}
 
 
+@UNHURRIED
 @given(both, queries, st.integers(0, 2))
 def test_who_found_a_chunk_changes_nothing(
     scores: dict[str, tuple[float, float]], query: str, split: int
@@ -68,6 +72,7 @@ def test_who_found_a_chunk_changes_nothing(
     assert fuse(legs(scores, split), query) == fuse(legs(scores), query)
 
 
+@UNHURRIED
 @given(both, queries)
 def test_what_is_better_by_both_is_never_behind(
     scores: dict[str, tuple[float, float]], query: str
@@ -80,6 +85,7 @@ def test_what_is_better_by_both_is_never_behind(
                 assert found[one] >= found[other]
 
 
+@UNHURRIED
 @given(st.dictionaries(st.sampled_from(KEYS), bm25_scores), queries)
 def test_one_leg_alone_keeps_its_order(scores: dict[str, float], query: str) -> None:
     ranked = hits(scores)
@@ -144,6 +150,7 @@ def test_a_chunk_that_waits_for_its_vector_is_as_near_as_the_others() -> None:
     assert [hit.chunk_id for hit in ranked] == ["near", "waits", "far"]
 
 
+@UNHURRIED
 @given(st.lists(made, max_size=5), st.lists(numbers, min_size=4, max_size=4))
 def test_feedback_is_of_unit_length_and_nearer_to_the_best(
     best: list[Vectors], query: list[float]
@@ -171,6 +178,7 @@ def test_feedback_moves_only_a_little() -> None:
     assert moved == pytest.approx([1 / length, 0.3 / length])
 
 
+@UNHURRIED
 @given(
     st.dictionaries(st.sampled_from(KEYS), st.floats(-1, 3)),
     st.dictionaries(st.sampled_from(KEYS), made),
@@ -211,6 +219,7 @@ def test_what_follows_the_window_stays_behind_it_in_its_order() -> None:
     assert {h.chunk_id for h in smoothed[:WINDOW]} == set(list(scores)[:WINDOW])
 
 
+@UNHURRIED
 @given(st.dictionaries(st.sampled_from(KEYS), st.tuples(st.floats(0, 3), made)))
 def test_numpy_only_makes_it_faster(found: dict[str, tuple[float, Vectors]]) -> None:
     ranked = hits({key: score for key, (score, _) in found.items()})

@@ -127,8 +127,8 @@ FAULTS = (
         (
             (
                 "backends/qdrant/server_collection.py",
-                "            found = await self._ask_legs(asked)\n",
-                "            for leg, one in asked.items():\n                found |= await self._ask_legs({leg: one})\n",
+                "        size, found = await asyncio.gather(self.count(), self._ask_legs(asked))\n",
+                "        size, found = await self.count(), {}\n        for leg, one in asked.items():\n            found |= await self._ask_legs({leg: one})\n",
             ),
         ),
         (_SERVER, "-k", "both_legs"),
