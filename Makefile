@@ -35,7 +35,7 @@ up: $(VENV)/.core $(VENV)/.nestor $(VENV)/.packages-demo ## Start all layers her
 
 test: setup lint ## Run everything: style, types, import contracts, all tests. Nothing may be skipped.
 	@rm -rf .cache/reports && mkdir -p .cache/reports
-	$(BIN)/pytest -n 2 -m "not heavy" --junit-xml=.cache/reports/tests.xml
+	$(BIN)/pytest -n 3 -m "not heavy" --junit-xml=.cache/reports/tests.xml
 	$(BIN)/pytest -n 2 --dist loadfile -m "heavy and not alone" --junit-xml=.cache/reports/heavy.xml
 	$(BIN)/pytest -m alone --junit-xml=.cache/reports/alone.xml
 	$(BIN)/python tools/no_skips.py .cache/reports/{tests,heavy,alone}.xml

@@ -129,6 +129,18 @@ async def test_a_child_is_replaced_after_its_share() -> None:
     assert not any(_exists(pid) for pid in pids)
 
 
+async def test_a_child_is_kept_however_large_its_parent_is(
+    children: DocumentChildren,
+) -> None:
+    held = b"\1" * (768 * hostile.MIB)  # more than a child may hold and be kept
+    await children.read("walrus", name="a.md")
+    pids = children.pids
+    await children.read("clams", name="a.md")
+    assert len(pids) == 1
+    assert children.pids == pids
+    del held
+
+
 async def test_who_leaves_ends_the_child_and_holds_nobody_up(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     path.write_bytes(ENDLESS)

@@ -351,7 +351,8 @@ async def test_what_was_asked_before_a_stop_is_answered(
 async def test_without_the_sdk_the_answer_says_what_to_install(
     face: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "nestor.web.mcp_tools", raising=False)
+    for name in ("mcp_coordinator", "mcp_tools"):
+        monkeypatch.delitem(sys.modules, f"nestor.web.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "mcp.server.lowlevel", None)
     status, said, _ = await sent(face, PING)
     assert status == 501

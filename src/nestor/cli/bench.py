@@ -1,6 +1,5 @@
 """``nestor bench``: measurements that anybody can repeat."""
 
-import asyncio
 import logging
 import sys
 from collections.abc import Iterator
@@ -68,6 +67,8 @@ def retrieval(
     The documents are remembered in a scratch folder, which is removed afterwards; the
     running stack and its data are not touched.
     """
+    import asyncio  # noqa: PLC0415 - `nestor --version` does without
+
     from nestor.telemetry.logs import configure  # noqa: PLC0415 - as below
 
     settings = load_settings()
@@ -88,6 +89,8 @@ async def _measured(
     say: "Say",
 ) -> "Report":
     # Heavy libraries: for this command only.
+    import asyncio  # noqa: PLC0415
+
     from nestor.backends.files.judged_collection import (  # noqa: PLC0415
         JudgedCollection,
     )
