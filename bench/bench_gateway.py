@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 from bench.gateway.generator import Job, Result
 from bench.gateway.processes import Process, cpu_s, resident_mib
-from bench.gateway.summary import machine, spread, versions
+from bench.gateway.summary import versions
 from bench.gateway.systems import (
     ALL,
     LITELLM,
@@ -33,6 +33,7 @@ from bench.gateway.systems import (
     call,
     make,
 )
+from bench.measured import machine, spread
 
 RESULT = ROOT / "bench/results/gateway.json"
 SETTLE_S = 0.5

@@ -26,8 +26,9 @@ import msgspec
 from bench.gateway import traffic
 from bench.gateway.processes import Process, cpu_s, resident_mib, tree
 from bench.gateway.soak_generator import Outcomes, SoakJob
-from bench.gateway.summary import machine, versions
+from bench.gateway.summary import versions
 from bench.gateway.systems import LITELLM, PRICES, ROOT, Nestor, call
+from bench.measured import machine
 
 RESULT = ROOT / "bench/results/gateway-soak.json"
 GAP_MS = 4.0

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.knowledge import files, timed_stack
-from bench.knowledge.summary import PEERS, RESULTS, ROOT, commit, machine, version_in
+from bench.measured import PEERS, RESULTS, ROOT, commit, machine, version_in
 
 from nestor.backends.embeddings.folder import read_about
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, Protocol
 
 import qdrant_edge as qdrant
 from bench.knowledge.corpus import ASKED, FILTERS, STAMP, MadeUp, where
-from bench.knowledge.summary import (
+from bench.measured import (
     PEERS,
     RESULTS,
     commit,

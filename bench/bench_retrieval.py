@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.knowledge.summary import RESULTS, commit, machine
+from bench.measured import RESULTS, commit, machine
 
 RESULT = RESULTS / "retrieval.json"
 

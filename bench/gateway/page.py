@@ -1,23 +1,14 @@
 """Fill the tables of docs/explanation/benchmarks.md from bench/results.
 
-    python -m bench.gateway.page
-
-What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here and
-nowhere else, so that the page never says what the results do not.
+python -m bench.gateway.page
 """
 
-import json
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from bench.tables import ROOT, Parts, fill, read, said, table, verdict
+
 PAGE = ROOT / "docs/explanation/benchmarks.md"
-RESULTS = ROOT / "bench/results"
-_PART = re.compile(
-    r"(<!-- measured: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL
-)
 LEAST_BY_LITELLM, MOST_BY_BARE = 10.0, 1.5
 READY_S, RESIDENT_MIB, VERSION_S = 3.0, 200.0, 0.25
 GROWTH = 0.05
@@ -27,33 +18,6 @@ LOADS = {
     "sse-2k": "stream, 2 kB",
 }
 ALONE = {"json-2k-alone": "JSON, 2 kB", "sse-2k-alone": "stream, 2 kB"}
-_NOTHING_YET = "Not measured yet.\n"
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """Return one file of results; None where there is none."""
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] | None = None
-    if path.exists():
-        found = json.loads(path.read_text())
-    return found
-
-
-def said(spread: Mapping[str, float], digits: int = 0, times: float = 1.0) -> str:
-    """Return a median and its range."""
-    low, high = spread["low"] * times, spread["high"] * times
-    return f"{spread['median'] * times:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def verdict(reached: bool) -> str:
-    """Say whether a target is reached."""
-    return "reached" if reached else "**missed**"
 
 
 def machine(found: Mapping[str, Any]) -> str:
@@ -226,7 +190,7 @@ def soak(found: Mapping[str, Any]) -> str:
     return f"{table(head, rows)}\n{machine(found)}"
 
 
-PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+PARTS: Parts = {
     "gateway-about": ("gateway", gateway_about),
     "gateway-targets": ("gateway", gateway_targets),
     "gateway-cpu": ("gateway", gateway_cpu),
@@ -240,14 +204,7 @@ PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 def filled(page: str) -> str:
     """Return the page with its tables as the results are now."""
-
-    def part(match: re.Match[str]) -> str:
-        name, shown = PARTS[match["name"]]
-        found = read(name)
-        text = _NOTHING_YET if found is None else shown(found)
-        return f"{match[1]}{text}{match[3]}"
-
-    return _PART.sub(part, page)
+    return fill(page, PARTS)
 
 
 def main() -> None:

@@ -1,43 +1,9 @@
-"""Medians, ranges, and the machine they were seen on."""
+"""What was measured beside what."""
 
 import os
-import platform
-import statistics
 import subprocess
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-Spread = dict[str, float]
-
-
-def spread(values: Iterable[float], digits: int = 4) -> Spread:
-    """Return median, lowest, highest."""
-    seen = list(values)
-    return {
-        "median": round(statistics.median(seen), digits),
-        "low": round(min(seen), digits),
-        "high": round(max(seen), digits),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Say where this runs."""
-    model = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory_kib / 1024**2),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "shared": True,
-    }
 
 
 def versions(litellm: Path) -> dict[str, str]:

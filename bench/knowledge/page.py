@@ -1,23 +1,14 @@
 """Fill the tables of docs/explanation/benchmarks-retrieval.md from bench/results.
 
-    python -m bench.knowledge.page
-
-What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here and
-nowhere else, so that the page never says what the results do not.
+python -m bench.knowledge.page
 """
 
-import json
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from bench.tables import ROOT, Parts, fill, said, table, verdict
+
 PAGE = ROOT / "docs/explanation/benchmarks-retrieval.md"
-RESULTS = ROOT / "bench/results"
-_PART = re.compile(
-    r"(<!-- measured: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL
-)
 NDCG, BM25_NDCG = 0.46, 0.39
 """Asked for on Cranfield."""
 GIVEN = "cranfield"
@@ -34,33 +25,6 @@ NAMES = {
     "lancedb": "LanceDB",
     "llamaindex": "LlamaIndex",
 }
-_NOTHING_YET = "Not measured yet.\n"
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """Return one file of results; None where there is none."""
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] | None = None
-    if path.exists():
-        found = json.loads(path.read_text())
-    return found
-
-
-def said(spread: Mapping[str, float], digits: int = 2) -> str:
-    """Return a median and its range."""
-    low, high = spread["low"], spread["high"]
-    return f"{spread['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def verdict(reached: bool) -> str:
-    """Say whether a target is reached."""
-    return "reached" if reached else "**missed**"
 
 
 def about(found: Mapping[str, Any]) -> str:
@@ -125,11 +89,11 @@ def latency(found: Mapping[str, Any]) -> str:
             rows.append(
                 [
                     f"{NAMES[name]}; filter: {held}",
-                    said(seen["p50_ms"]),
-                    said(seen["p95_ms"]),
+                    said(seen["p50_ms"], 2),
+                    said(seen["p95_ms"], 2),
                     "" if recall is None else f"{recall:.3f}",
-                    "" if times is None else said(times),
-                    "" if other is None else said(other),
+                    "" if times is None else said(times, 2),
+                    "" if other is None else said(other, 2),
                 ]
             )
     head = [
@@ -152,7 +116,7 @@ def latency_targets(found: Mapping[str, Any]) -> str:
             rows.append(
                 [
                     f"p50 by {what}, times the engine's own; filter: {held}",
-                    said(times),
+                    said(times, 2),
                     "≤ 1.3",
                     verdict(times["median"] <= MOST_BY_RAW),
                 ]
@@ -239,7 +203,7 @@ def _of(one: Mapping[str, Any]) -> str:
     return f"the run of {made['at']} (load {busy})"
 
 
-PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+PARTS: Parts = {
     "retrieval-quality": ("retrieval", quality),
     "knowledge-targets": ("knowledge", latency_targets),
     "knowledge-latency": ("knowledge", latency),
@@ -251,14 +215,7 @@ PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 def filled(page: str) -> str:
     """Return the page with its tables as the results are now."""
-
-    def part(match: re.Match[str]) -> str:
-        name, shown = PARTS[match["name"]]
-        found = read(name)
-        text = _NOTHING_YET if found is None else shown(found)
-        return f"{match[1]}{text}{match[3]}"
-
-    return _PART.sub(part, page)
+    return fill(page, PARTS)
 
 
 def main() -> None:
