@@ -97,11 +97,12 @@ class Bench:
 @pytest.fixture(params=["bubblewrap", "none"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path, request.param)
+    others = below(os.getpid())  # servers that tests share
     # Whoever loses every parent comes to this process, where a test can find it.
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield bench
     await bench.close()
-    orphans = below(os.getpid())
+    orphans = new_below(os.getpid(), others)
     try:
         await gone(orphans, within_s=5)
     finally:
@@ -120,6 +121,10 @@ def below(pid: int) -> Seen:
         except OSError:
             continue
     return found
+
+
+def new_below(pid: int, others: Seen) -> Seen:
+    return {one: who for one, who in below(pid).items() if others.get(one) != who}
 
 
 async def gone(seen: Seen, *, within_s: float) -> float:
@@ -204,6 +209,7 @@ async def test_a_bubblewrap_killed_before_it_was_ready_leaves_nobody(
 ) -> None:
     """Its child arms the parent-death signal late; the keeper covers the time before."""
     bench = Bench(tmp_path, "bubblewrap")
+    others = below(os.getpid())
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         for round_ in range(15):
@@ -214,7 +220,7 @@ async def test_a_bubblewrap_killed_before_it_was_ready_leaves_nobody(
             await asyncio.sleep(round_ * 0.0004)
             os.kill(guardian_pid(seen), signal.SIGKILL)
             await worker.communicate()
-            await gone(below(os.getpid()), within_s=5)
+            await gone(new_below(os.getpid(), others), within_s=5)
     finally:
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         await bench.close()
