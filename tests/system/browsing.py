@@ -132,6 +132,13 @@ class Victim:
                 for name in metadata.tables
             }
 
+    def settle(self) -> None:
+        """Wait until AIDB has remembered its own known text: it does so once, by itself."""
+        deadline = time.monotonic() + 30
+        while not (placed := self.state()["chunk_place"]) or placed[0].endswith(" 0)"):
+            assert time.monotonic() < deadline, "AIDB wrote no text of its own"
+            time.sleep(0.1)
+
     def answered(self, mark: int) -> list[tuple[str, str, str, int]]:
         """Layer, method, path and status of every request since ``mark`` of the log."""
         time.sleep(1)  # lines come in batches

@@ -57,7 +57,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         stack = child.start()
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         try:
-            yield Victim(child, stack, browser, there)
+            victim = Victim(child, stack, browser, there)
+            victim.settle()
+            yield victim
         finally:
             browser.close()
 

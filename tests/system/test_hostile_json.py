@@ -20,6 +20,8 @@ BODIES: dict[str, Json] = {
     "aidb POST /context": {"query": "words"},
     "aidb POST /search": {"query": "words"},
     "aidb POST /documents": {"project": "p", "path": "b.md", "content": "Words."},
+    "aidb POST /skills": {"id": "s", "kind": "pattern", "title": "t", "text": "Words."},
+    "aidb POST /mcp": {"jsonrpc": "2.0", "method": "ping", "id": 1},
     "coordinator POST /route": {"query": "words"},
     "coordinator POST /keys": {"name": "n", "scopes": ["read"]},
     "coordinator POST /v1/chat/completions": {
@@ -38,7 +40,7 @@ BODIES: dict[str, Json] = {
     "coordinator POST /mcp": {"jsonrpc": "2.0", "method": "ping", "id": 1},
     "dashboard POST /session": {"link": "x"},
 }
-"""For each call that takes a body, one that is read."""
+"""For each call that takes JSON, one body that is read."""
 HUGE = (2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400)
 UNREADABLE = {
     "200,000 lists": b"[" * 200_000,
@@ -73,9 +75,11 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explored]:
 
 
 def _bodies(explored: Explored) -> Iterator[tuple[str, Any, str]]:
-    """Layer, operation and path of every call that takes a body."""
+    """Layer, operation and path of every call that takes JSON."""
     for layer, operation, _ in explored.operations:
-        if operation.body:
+        described = operation.schema.raw_schema["paths"][operation.path]
+        taken = described[operation.method].get("requestBody", {"content": {}})
+        if "application/json" in taken["content"]:
             path = operation.path
             for name in [parameter.name for parameter in operation.path_parameters]:
                 path = path.replace(f"{{{name}}}", explored.thing(name) or "x")

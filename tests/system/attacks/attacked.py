@@ -36,12 +36,15 @@ LOGGED_S = 0.6
 """After this time what was done is in the log."""
 _ROWS = {
     "task": "task_id, status, body",
-    "document": "id, content_hash",
     "api_key": "id, scopes, revoked_at",
     "model_call": "interaction_id",
     "page_link": "token_hash",
     "page_session": "id",
 }
+_DOCUMENTS = "SELECT id, content_hash FROM document WHERE project NOT LIKE 'nestor:%'"
+"""Not Nestor's own, which it writes by itself at some time."""
+_READER = b"nestor.backends.documents.child"
+"""The process in which documents are parsed; it stays for the next one."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class Attacked:
                 table: sorted(database.execute(f"SELECT {columns} FROM {table}"))
                 for table, columns in _ROWS.items()
             }
+            found["document"] = sorted(database.execute(_DOCUMENTS))
         found["asked"] = [(r.method, r.path) for r in self.model.requests]
         found["processes"] = children_of(self.pid)
         return found
@@ -321,7 +325,14 @@ def children_of(pid: int) -> list[int]:
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError):
             found += [int(word) for word in path.read_text().split()]
-    return sorted(found)
+    return sorted(one for one in found if not _reads_documents(one))
+
+
+def _reads_documents(pid: int) -> bool:
+    try:
+        return _READER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return True  # it has ended
 
 
 @contextmanager
