@@ -21,6 +21,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=20261122, help="seed of counted tests")
 
 
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Give full counts the time that they need."""
+    if not config.getoption("--prove"):
+        return
+    for item in items:
+        if "counted" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(7_200))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_mine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test reads no NESTOR_ variable of whoever runs it."""

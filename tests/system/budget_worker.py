@@ -24,7 +24,7 @@ from nestor.backends.sql.call_ledger import SqlCallLedger
 from nestor.backends.sql.database import Database
 from nestor.coordinator.budgets import Budgets
 from nestor.coordinator.metering import Metering
-from nestor.errors import BudgetExceeded
+from nestor.errors import BudgetExceeded, Unavailable
 from nestor.model.ids import new_id
 from nestor.model.routing import Dialect, ModelCall, Side
 from nestor.model.task import Usage
@@ -68,6 +68,9 @@ class Worker:
                 )
             except BudgetExceeded:
                 await asyncio.sleep(0.1)
+                continue
+            except Unavailable:  # SQL answers late on a busy machine: nobody refused
+                self.served_at = time.monotonic()
                 continue
             self.served_at = time.monotonic()
             begun = call(new_id())
