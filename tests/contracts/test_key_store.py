@@ -464,20 +464,27 @@ async def test_a_locked_database_delays_the_note_and_no_request(
     await store.close()
 
 
+async def altered(database_url: str, statement: str) -> None:
+    """Run one statement as another program would."""
+    async with locked(Path(database_url.removeprefix("sqlite:///"))) as other:
+        other.execute(statement)
+        other.commit()
+
+
 async def test_what_cannot_be_written_is_kept_tried_again_and_said_once(
     database: Database, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = SqlKeyStore(database, note_every_s=0.02)
     _, secret = await store.create("ci", ["read"])
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute(
-            "CREATE TRIGGER no_use BEFORE UPDATE ON api_key"
-            " BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
-        assert await store.check(secret)
-        await asyncio.sleep(0.5)  # many attempts
-        assert await last_used(store) is not None
-        other.execute("DROP TRIGGER no_use")
+    await altered(
+        database_url,
+        "CREATE TRIGGER no_use BEFORE UPDATE ON api_key"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END",
+    )
+    assert await store.check(secret)
+    await asyncio.sleep(0.5)  # many attempts
+    assert await last_used(store) is not None
+    await altered(database_url, "DROP TRIGGER no_use")
 
     async def written() -> bool:
         return await last_used(SqlKeyStore(database)) is not None
@@ -494,10 +501,9 @@ async def test_closing_over_a_database_that_refuses_does_not_raise(
     store = SqlKeyStore(database)
     _, secret = await store.create("ci", ["read"])
     assert await store.check(secret)
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as other:
-        other.execute("ALTER TABLE api_key RENAME TO gone")
-        await store.close()
-        other.execute("ALTER TABLE gone RENAME TO api_key")
+    await altered(database_url, "ALTER TABLE api_key RENAME TO gone")
+    await store.close()
+    await altered(database_url, "ALTER TABLE gone RENAME TO api_key")
     assert await store.check(secret), "a request that is still running"
 
 
