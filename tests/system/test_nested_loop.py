@@ -147,6 +147,9 @@ def _check_events(events: list[dict[str, Any]]) -> None:
     # An attempt that came to nothing (a busy machine) is told too, as one of another call.
     called = [one for one in events if one["event_type"] == "model_called"]
     assert len([one for one in called if one["data"]["attempt_of"] is None]) == 5
+    assert not any(
+        one["data"]["ok"] for one in called if one["data"]["attempt_of"] is not None
+    )
     assert {event["source"] for event in events} == {"ralph", "aidb", "coordinator"}
     completed = next(e for e in events if e["event_type"] == "task_completed")
     assert completed["data"] == {
