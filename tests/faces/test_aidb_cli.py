@@ -44,6 +44,19 @@ def added(count: int) -> Reply:
     return Reply(200, {"items": [{"unchanged": False}] * count})
 
 
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_file_that_is_refused_by_its_name_ends_with_1(
+    stack: FakeStack, cli: Cli, docs: Path, flags: tuple[str, ...]
+) -> None:
+    (docs / "empty.md").write_bytes(b"")
+    stack.says("GET", "/documents", Reply(200, NOTHING))
+    stack.says("POST", "/documents", added(1))
+    done = cli("kb", "add", "docs/empty.md", "docs/a.md", *flags)
+    assert done.returncode == 1, done.stdout
+    assert str(docs / "empty.md") in done.stdout
+    assert "empty" in done.stdout
+
+
 def test_what_can_be_read_is_sent_and_the_rest_is_named_with_its_reason(
     stack: FakeStack, cli: Cli, docs: Path
 ) -> None:

@@ -75,7 +75,8 @@ class Adding:
     def add(self, paths: list[Path], *, quiet: bool) -> dict[str, Any]:
         """Add files and folders; returns counts and what was left out, with why.
 
-        ``left_out`` counts by reason; ``skipped`` names files that should have been sent.
+        ``left_out`` counts by reason; ``skipped`` names files that should have been sent,
+        ``refused`` those of them that were given by name, not found in a folder.
         Raises ``InvalidInput`` for a path that is not there or is a link.
         """
         roots = [_root(given) for given in paths]
@@ -101,12 +102,14 @@ class Adding:
         for project, mark, summary in gone:
             self._forget(project, mark, files, summary)
         done = self._result
+        named = {inert(root) for root in roots if not root.is_dir()}
         return {
             "added": done.added,
             "unchanged": done.unchanged,
             "removed": done.removed,
             "left_out": dict(done.left_out),
             "skipped": done.skipped,
+            "refused": [p for p, _ in done.skipped if p in named],
             "dry_run": self._dry_run,
         }
 

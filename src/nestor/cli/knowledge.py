@@ -64,7 +64,7 @@ def add(
 
     Folders are walked; what .gitignore or .nestorignore names, hidden files, links and
     binary files are left out, and said so. Only what changed is sent, and what is gone
-    from a folder is forgotten.
+    from a folder is forgotten. Ends with 1 when a file given by name was refused.
     """
     from nestor.cli.adding import Adding  # noqa: PLC0415 - it walks with git
 
@@ -79,7 +79,7 @@ def add(
     done = adding.add(paths, quiet=as_json)
     if as_json:
         print_json(done)
-        return
+        raise typer.Exit(1 if done["refused"] else 0)
     would = "would be " if dry_run else ""
     screen.line(
         f"{done['added']} {would}added, {done['unchanged']} unchanged,"
@@ -92,6 +92,8 @@ def add(
         screen.line(f"  {path}: {why}", "warn")
     if (more := len(done["skipped"]) - _SHOWN) > 0:
         screen.line(f"  and {more} more; --json names them all", "warn")
+    if done["refused"]:
+        raise typer.Exit(1)
 
 
 def add_files(
