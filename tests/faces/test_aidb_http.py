@@ -182,6 +182,27 @@ async def test_bad_input_names_its_field_and_stores_nothing(
     assert (await aidb.call("GET", "/documents")).json["counts"]["documents"] == 0
 
 
+@pytest.mark.parametrize("path", ["/context", "/search"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("projects", ["p"] * 101),
+        ("collections", ["best-practices"] * 101),
+        ("metadata", {f"k{n}": "v" for n in range(33)}),
+        ("path_prefix", "x" * 1025),
+    ],
+)
+async def test_a_filter_with_more_conditions_than_a_database_takes_is_refused(
+    aidb: Client, path: str, field: str, value: Any
+) -> None:
+    answer = await aidb.call("POST", path, json={"query": "walrus", field: value})
+    assert answer.status == 400
+    assert [e["field"] for e in answer.json["errors"]] == [field]
+    most = value[:-1] if not isinstance(value, dict) else {"k": "v"}
+    answer = await aidb.call("POST", path, json={"query": "walrus", field: most})
+    assert answer.status == 200
+
+
 async def test_reading_needs_read_and_writing_needs_service_or_admin(
     aidb: Client,
 ) -> None:

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nestor.backends.documents.blocks import LIMIT
-from nestor.backends.documents.chunk import chunk, is_markdown
+from nestor.backends.documents.blocks import LIMIT, pieces
+from nestor.backends.documents.chunk import text_spans
+from nestor.ports.document_reader import Piece
+
+
+def chunk(content: str, *, markdown: bool, limit: int = LIMIT) -> list[Piece]:
+    return pieces(content, text_spans(content, markdown=markdown, limit=limit)[0])
+
 
 MARKDOWN = st.lists(
     st.one_of(
@@ -149,11 +155,6 @@ def test_long_prose_is_cut_after_a_sentence() -> None:
 @pytest.mark.parametrize("content", ["", "\ufeff", "\n \r\n\t", "\u3000"])
 def test_blank_text_gives_no_pieces(content: str) -> None:
     assert chunk(content, markdown=True) == []
-
-
-def test_only_markdown_names_are_markdown() -> None:
-    assert is_markdown("docs/README.MD")
-    assert not is_markdown("md/readme.txt")
 
 
 @pytest.mark.parametrize(

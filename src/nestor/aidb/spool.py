@@ -33,7 +33,7 @@ class Spool:
         """Make the folder, empty. Raises ``Unavailable``."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for left in self._folder.iterdir():
+            for left in self._folder.glob("document-*"):
                 left.unlink()
         except OSError as error:
             message = f"{self._folder} cannot be used: {error.strerror}"

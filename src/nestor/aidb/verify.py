@@ -1,18 +1,20 @@
 """Do SQL, the index and the vectors say the same? Compared by id, not by count."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
 from nestor.aidb.index_keeper import IndexKeeper
 from nestor.aidb.watch import Watch
-from nestor.model.knowledge import EmbeddingStamp, Where
+from nestor.model.knowledge import EmbeddingStamp, Hit, Where
 from nestor.ports.knowledge_store import KnowledgeCounts, KnowledgeStore
 from nestor.ports.search_index import SearchIndex
 
 _PAGE = 1000
 _MOST = 1000
 _SAMPLE, _AMONG = 50, 100
+_ITSELF = 0.9999
+"""The cosine of a vector with itself, as an index computes it."""
 _Page = Callable[[str | None], Awaitable[list[str]]]
 
 
@@ -163,12 +165,20 @@ class Verifier:
                         limit=_AMONG, vector=entry.vector, stamp=stamp, where=where
                     )
                 )
-                if entry.chunk.id not in {hit.chunk_id for hit in legs.dense or []}:
+                if not _found(entry.chunk.id, legs.dense or []):
                     lost.append(entry.chunk.id)
             numbered = await self._sql.run(
                 self._store.each(stamp, after=number + step - 1, limit=1)
             )
         return tried, lost
+
+
+def _found(chunk_id: str, hits: Sequence[Hit]) -> bool:
+    """Tell whether a chunk is among the hits of its own vector, or would be among more."""
+    if any(hit.chunk_id == chunk_id for hit in hits):
+        return True
+    # So many copies of one text that it is behind them.
+    return len(hits) >= _AMONG and hits[-1].score >= _ITSELF
 
 
 def without_own(counts: KnowledgeCounts) -> KnowledgeCounts:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -89,14 +90,22 @@ class EmbeddingStamp(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.model}@{self.revision}:{self.dimension}"
 
 
+MAX_NAMED, MAX_PAIRS, MAX_PREFIX = 100, 32, 1024
+"""Of one filter: every entry is a condition that a database has to take."""
+Shelves = Annotated[list[Collection], msgspec.Meta(max_length=MAX_NAMED)]
+Projects = Annotated[list[str], msgspec.Meta(max_length=MAX_NAMED)]
+PathPrefix = Annotated[str, msgspec.Meta(max_length=MAX_PREFIX)]
+Metadata = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
+
+
 class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which chunks a search may find; every field that is given must hold."""
 
-    collections: list[Collection] | None = None
-    projects: list[str] | None = None
-    path_prefix: str | None = None
+    collections: Shelves | None = None
+    projects: Projects | None = None
+    path_prefix: PathPrefix | None = None
     """``src/`` finds ``src/a.py``. Compared as text."""
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     """Each of these must stand in the document's metadata, equal."""
 
 
@@ -204,10 +213,10 @@ class ContextRequest(
     query: str
     limit: int = 5
     token_budget: int | None = None
-    collections: list[Collection] | None = None
-    projects: list[str] | None = None
-    path_prefix: str | None = None
-    metadata: dict[str, str] | None = None
+    collections: Shelves | None = None
+    projects: Projects | None = None
+    path_prefix: PathPrefix | None = None
+    metadata: Metadata | None = None
     task_id: str | None = None
     iteration: int | None = None
 

@@ -20,7 +20,11 @@ from nestor.model.knowledge import (
     ContextRequest,
     ContextResult,
     Document,
+    Metadata,
     NewDocument,
+    PathPrefix,
+    Projects,
+    Shelves,
     Skill,
     Where,
 )
@@ -69,10 +73,10 @@ class SearchDocuments(
 
     query: str
     limit: int = 10
-    collections: list[Collection] | None = None
-    projects: list[str] | None = None
-    path_prefix: str | None = None
-    metadata: dict[str, str] | None = None
+    collections: Shelves | None = None
+    projects: Projects | None = None
+    path_prefix: PathPrefix | None = None
+    metadata: Metadata | None = None
     leg: str = "fused"
     """``fused``, ``bm25`` or ``dense`` (the index alone), or ``fulltext`` (SQL alone)."""
 

@@ -8,7 +8,6 @@ lines, then line ends, then sentences, then spaces. Linear in the size of the te
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from nestor.backends.documents.blocks import (
     HEADING_CHARS,
@@ -16,13 +15,10 @@ from nestor.backends.documents.blocks import (
     Block,
     Headings,
     Span,
-    pieces,
     short,
     spans,
 )
-from nestor.ports.document_reader import Piece
 
-_MARKDOWN = frozenset({".md", ".markdown", ".mdx", ".mkd"})
 _LONGEST_HEADING = 1_000
 """Characters of a line; a longer one is a paragraph."""
 
@@ -55,24 +51,15 @@ class _Scanner:
             self.title = short(title)
 
 
-def is_markdown(path: str) -> bool:
-    """Tell by the name whether headings and fences are to be looked for."""
-    return PurePosixPath(path).suffix.lower() in _MARKDOWN
-
-
-def chunk(content: str, *, markdown: bool, limit: int = LIMIT) -> list[Piece]:
-    """Cut ``content`` into pieces of at most ``limit`` characters.
-
-    The spans are ordered, do not overlap and cover every character that is not blank
-    (white space, a byte order mark). The same text always gives the same pieces.
-    """
-    return pieces(content, text_spans(content, markdown=markdown, limit=limit)[0])
-
-
 def text_spans(
     content: str, *, markdown: bool, limit: int = LIMIT
 ) -> tuple[list[Span], str]:
-    """Return the spans of the pieces, and the title: of front matter, or the first ``#``."""
+    """Return the spans of the pieces, and the title: of front matter, or the first ``#``.
+
+    The spans hold at most ``limit`` characters each, are ordered, do not overlap and cover
+    every character that is not blank (white space, a byte order mark). The same text
+    always gives the same.
+    """
     scanner = _Scanner(content, markdown)
     found = spans(content, _blocks(scanner), limit)
     return found, scanner.title

@@ -80,7 +80,7 @@ class IndexFolder:
     def point_at(self, generation: int, made: Made) -> None:
         """Let ``generation`` count from now on, also after a power failure.
 
-        Raises ``OSError``.
+        Raises ``OSError``: then what counted before counts still.
         """
         _sync_tree(self.shard(generation))
         pointer = _Pointer(generation=generation, made=made)
@@ -91,7 +91,10 @@ class IndexFolder:
             os.fsync(file.fileno())
         _sync(self.path)  # the generation's own name, before anything points at it
         temporary.replace(self.path / "current.json")
-        _sync(self.path)
+        # It counts from here on, whatever is said now. Should a power failure take that
+        # back, what counted before is gone: damage, which is seen and mended.
+        with suppress(OSError):
+            _sync(self.path)
 
     def remove_others(self, *keep: int) -> None:
         """Remove every generation but these, and what older layouts left.
@@ -155,8 +158,10 @@ def _take_lock(path: Path) -> int:
             " data folder (NESTOR_HOME)"
         )
         raise Misconfigured(message) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    # For people alone: a disk that is full stops nobody from reading the index.
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle
 
 
