@@ -1,7 +1,9 @@
 """Work of the index in process that goes on beside its searches: batches and graphs."""
 
 import asyncio
+import os
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +18,9 @@ from tests.contracts.search_indexes import (
     found,
 )
 
-from nestor.backends.qdrant import shard
+from nestor.backends.qdrant import edge, shard
 from nestor.backends.qdrant.edge import QdrantEdgeIndex
+from nestor.backends.qdrant.graph import GraphBuilder
 from nestor.model.knowledge import EmbeddingStamp, Entry
 
 
@@ -134,3 +137,80 @@ async def test_a_graph_that_is_being_built_goes_when_the_index_is_emptied(
         await index.upsert([entry(f"walrus {n}", vector=Y) for n in range(2100)])
         assert index._graph is not None
     assert len(generations(path)) == 2  # closing ends it as well
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("what", ["copy", "child", "catch up"])
+async def test_a_graph_that_cannot_be_built_leaves_nothing_and_is_tried_again_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(shard, "_GRAPH_AT", 10)
+    monkeypatch.setattr(edge, "_LOOK_EVERY", 20)
+    build, begun, now = GraphBuilder.build, Counter[str](), 0.0
+
+    async def wrong(builder: GraphBuilder, copied: Path, dimension: int) -> str | None:
+        begun["builds"] += 1
+        if what == "catch up":
+            shutil.rmtree(copied)
+            return None
+        building = asyncio.create_task(build(builder, copied, dimension))
+        while builder._process is None:
+            await asyncio.sleep(0.01)
+        builder._process.kill()  # as the kernel does where memory is short
+        return await building
+
+    monkeypatch.setattr(GraphBuilder, "build", wrong)
+    async with await QdrantEdgeIndex.open(path, timer=lambda: now) as index:
+        await index.clear(STAMP)
+        here = path / generations(path)[-1]
+        if what == "copy":
+            (here / "late").symlink_to("nowhere")  # all but this one can be copied
+        for number in range(0, 200, 20):
+            await index.upsert(
+                [entry(f"walrus {n}", vector=Y) for n in range(number, number + 20)]
+            )
+            while index._graph is not None:
+                await asyncio.sleep(0.01)
+
+        assert generations(path) == ["current.json", here.name]
+        assert not index._all._changed, "nobody will read what is noted"
+        assert begun["builds"] == (0 if what == "copy" else 1)
+        assert await index.count() == 200
+
+        monkeypatch.setattr(GraphBuilder, "build", build)
+        (here / "late").unlink(missing_ok=True)
+        now += 3600.0
+        await index.upsert([entry(f"walrus {n}", vector=Y) for n in range(200, 220)])
+        while index._graph is not None:
+            await asyncio.sleep(0.01)
+        assert index._all.current.folder != here
+        assert await index.count() == 220
+    assert len(generations(path)) == 2
+
+
+async def test_a_new_generation_that_is_named_is_not_thrown_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses the last word only: the pointer already names the new one."""
+    fsync, synced = os.fsync, Counter[str]()
+
+    def refusing(handle: int) -> None:
+        fsync(handle)
+        here = str(Path(f"/proc/self/fd/{handle}").readlink())
+        synced[here] += 1
+        if here == str(path) and synced[here] == 2:
+            raise OSError(5, "Input/output error")
+
+    async with await QdrantEdgeIndex.open(path) as index:
+        await index.upsert([entry("walrus")])
+        rebuild = await index.rebuild(None)
+        await rebuild.upsert([entry("otter")])
+        monkeypatch.setattr(os, "fsync", refusing)
+        await rebuild.swap()
+        await rebuild.discard()
+        monkeypatch.undo()
+        assert synced[str(path)] == 2
+        assert await found(index, "walrus otter") == [entry("otter").chunk.id]
+        await index.upsert([entry("lynx")])
+    async with await QdrantEdgeIndex.open(path) as index:
+        assert await index.count() == 2

@@ -11,8 +11,11 @@ from tests.faces.fake_stack import HOSTILE, Cli, FakeStack, Reply, refusal
 NOTHING: dict[str, Any] = {"documents": [], "counts": {}, "next": None}
 
 
+CLIENT = "0123456789abcdef" * 2
+
+
 def mark(folder: Path) -> str:
-    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{CLIENT}\0{folder}".encode()).hexdigest()[:16]
 
 
 def known(folder: Path, path: str, content: bytes, **how: Any) -> dict[str, Any]:
@@ -33,6 +36,7 @@ def docs(cli: Cli) -> Path:
     (folder / "sub").mkdir(parents=True)
     (folder / "a.md").write_text("# A\n\ntext")
     (folder / "sub" / "b.py").write_text("x = 1\n")
+    (cli.home / "client-id").write_text(f"{CLIENT}\n")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Learned patterns: written, found while they are active, at most three in an answer."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from tests.unit.aidb_world import NOW, World
 
 from nestor.aidb.assemble import SKILLS_PROJECT
+from nestor.aidb.skills import Skills
+from nestor.aidb.watch import Watch
 from nestor.errors import InvalidInput, NotFound
 from nestor.model.ids import derived_id
 from nestor.model.knowledge import Collection, Skill, SkillKind, SkillStatus
@@ -157,3 +160,102 @@ async def test_its_document_can_be_neither_added_nor_deleted_from_outside(
     with pytest.raises(InvalidInput, match="retire"):
         await world.aidb.delete(document_id)
     assert await world.aidb.documents.page() == ([], None)
+
+
+class Held:
+    """The store, whose next call of one name waits after it was done."""
+
+    def __init__(self, part: Any, name: str) -> None:
+        self._part, self._name = part, name
+        self.done, self.go = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+        if name != self._name or self.done.is_set():
+            return method
+
+        async def held(*args: Any, **named: Any) -> Any:
+            result = await method(*args, **named)
+            self.done.set()
+            await self.go.wait()
+            return result
+
+        return held
+
+
+def skills_over(world: World, store: Any) -> Skills:
+    async def written() -> None:
+        pass
+
+    sql = Watch("database", lambda: NOW, required=True)
+    return Skills(store, sql=sql, written=written, clock=lambda: NOW)
+
+
+async def agrees(world: World) -> Skill:
+    """What is found follows from what is stored."""
+    stored = await world.store.skill(skill(1).id)
+    found = await world.store.hashes(SKILLS_PROJECT)
+    assert len(found) == (stored.status is SkillStatus.ACTIVE), stored
+    for document_id, _ in found.values():
+        assert await world.store.content(document_id) == stored.text
+    return stored
+
+
+_NEW = skill(1, text="The walrus has moved.")
+_FIRST: dict[str, tuple[str, Callable[[Skills], Awaitable[Any]]]] = {
+    "put": ("put_skill", lambda skills: skills.put(_NEW)),
+    "put, half followed": ("find", lambda skills: skills.put(_NEW)),
+    "retire": ("skill", lambda skills: skills.retire(_NEW.id)),
+    "retire, half followed": ("find", lambda skills: skills.retire(_NEW.id)),
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("first", _FIRST)
+async def test_a_pattern_that_is_put_while_it_is_retired_is_found_or_is_not(
+    world: World, first: str, processes: int
+) -> None:
+    """Whichever was last: the one is interrupted at a step, the other runs past it."""
+    await world.aidb.skills.put(skill(1))
+    name, begin = _FIRST[first]
+    held = Held(world.store, name)
+    one = skills_over(world, held)
+    other = one if processes == 1 else skills_over(world, world.store)
+    beginning = asyncio.ensure_future(begin(one))
+    await held.done.wait()
+    late = other.retire(_NEW.id) if first.startswith("put") else other.put(_NEW)
+    ending = asyncio.ensure_future(late)
+    await asyncio.wait([ending], timeout=0.3)  # where they share a turn, it waits
+    held.go.set()
+    await asyncio.gather(beginning, ending)
+
+    stored = await agrees(world)
+    assert stored.text == _NEW.text, "what was put is lost"
+    if first.startswith("put"):
+        assert stored.status is SkillStatus.RETIRED
+
+
+async def test_many_who_put_and_retire_agree_in_the_end(world: World) -> None:
+    for number in range(30):
+        text = f"Round {number} of the walrus."
+        await world.aidb.skills.put(skill(1))
+        await asyncio.gather(
+            world.aidb.skills.put(skill(1, text=text)),
+            world.aidb.skills.retire(skill(1).id),
+            world.aidb.skills.put(skill(1, text=text, helpful=number)),
+        )
+        await agrees(world)
+
+
+async def test_every_pattern_that_lacks_its_document_gets_it_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestor.aidb.skills._PAGE", 3)
+    world = await World(tmp_path).open()
+    for number in range(1, 9):
+        await world.store.put_skill(skill(number))
+    await world.aidb.start()
+    assert set(await world.store.hashes(SKILLS_PROJECT)) == {
+        skill(number).id for number in range(1, 9)
+    }
+    await world.close()

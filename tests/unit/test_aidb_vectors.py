@@ -375,3 +375,86 @@ async def test_nobody_can_write_where_aidb_keeps_its_own(world: World) -> None:
         await world.aidb.add(
             NewDocument(project="nestor:canary", path="canary", content="x")
         )
+
+
+def calls_of(embedder: Counting) -> list[list[str]]:
+    """Every call of ``embed`` from here on, refused ones too."""
+    calls: list[list[str]] = []
+    embed = embedder.embed
+
+    async def counted(texts: Sequence[str], *, query: bool = False) -> Any:
+        calls.append(list(texts))
+        return await embed(texts, query=query)
+
+    embedder.embed = counted  # type: ignore[method-assign]
+    return calls
+
+
+async def test_one_hiccup_costs_no_text_its_vector(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice only this text is refused, as when a server restarts between two calls."""
+    monkeypatch.setattr("nestor.aidb.embedding_worker._AGAIN_S", (0.05, 0.05, 3600.0))
+    monkeypatch.setattr("nestor.aidb.embedding_worker._LOOK_S", 0.05)
+    await world.embedded()
+    embedder = embedder_of(world)
+    embedder.refuses = "walrus"
+    calls = calls_of(embedder)
+    await world.add("a.md", WALRUS)
+    async with asyncio.timeout(20):
+        while sum("walrus" in text for texts in calls for text in texts) < 3:
+            await asyncio.sleep(0.01)  # with others, alone, and the probe after it
+    embedder.refuses = None
+
+    await world.embedded()
+
+    assert (await world.aidb.search("x", leg="dense")).items
+
+
+async def test_a_text_that_is_always_refused_is_asked_for_three_times_and_later_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestor.aidb.embedding_worker._AGAIN_S", (0.01, 0.01, 0.5))
+    monkeypatch.setattr("nestor.aidb.embedding_worker._LOOK_S", 0.01)
+    await world.embedded()
+    embedder_of(world).refuses = "poison"
+    calls = calls_of(embedder_of(world))
+    await world.add("bad.md", "This is poison.\n")
+
+    def asked() -> int:  # alone: what fails among others is then asked for alone
+        return sum(texts == ["This is poison."] for texts in calls)
+
+    async with asyncio.timeout(20):
+        while asked() < 6:  # three rounds, each as a batch of one and alone
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    assert asked() == 6
+    assert world.aidb.keeper.embedded
+    embedder_of(world).refuses = None
+    await world.embedded()
+    assert asked() == 7
+
+
+async def test_more_refusals_than_are_remembered_do_not_spin(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestor.aidb.embedding_worker._MOST_REFUSED", 3)
+    await world.embedded()
+    embedder_of(world).refuses = "poison"
+    calls = calls_of(embedder_of(world))
+    poison = [
+        NewDocument(project="p", path=f"{n}.md", content=f"This is poison {n}.")
+        for n in range(20)
+    ]
+    await world.aidb.add_all(poison)
+    async with asyncio.timeout(20):
+        while not (calls and world.aidb.keeper.embedded):
+            await asyncio.sleep(0.01)
+    begun = len(calls)
+    for number in range(10):  # each wakes it
+        await world.add(f"new-{number}.md", f"An otter {number}.")
+        await asyncio.sleep(0.05)
+
+    assert len(calls) - begun <= 2 * 20 + 10
+    assert world.aidb.keeper.embedded
+    assert (await world.store.counts()).without_vector >= 20

@@ -121,8 +121,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 "aidb/embedding_worker.py",
-                "        left_out = known | self._refused",
-                "        left_out = self._refused",
+                "left_out = known | waiting | self._overflow",
+                "left_out = waiting | self._overflow",
             ),
         ),
         (_VECTORS, "-k", "embedded_once_however"),
@@ -132,8 +132,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 "aidb/embedding_worker.py",
-                "                    self._refused.add(digest)",
-                "                    raise",
+                "                self._refuse(digest, str(error))",
+                "                raise",
             ),
         ),
         (_VECTORS, "-k", "holds_up_no_other"),

@@ -12,11 +12,10 @@ alike is relevant to the same requests), as Diaz does ("Regularizing ad hoc retr
 scores", CIKM 2005). Why so, and what else was tried: docs/decisions/0015-retrieval.md.
 """
 
+import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from operator import mul
 from typing import Any
 
 from nestor.model.knowledge import Hit, Legs, Vectors
@@ -43,6 +42,11 @@ _NAME = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def load() -> None:
+    """Import what ``smooth`` needs, for some 70 ms: beside the loop, before it is needed."""
+    importlib.import_module("numpy")
 
 
 def fuse(legs: Legs, query: str) -> list[Hit]:
@@ -118,10 +122,8 @@ def _heard(row: Sequence[float], own: int, hits: Sequence[Hit]) -> float:
 
 
 def _alike(rows: Sequence[Vectors]) -> list[list[float]]:
-    """How alike each two are. Without numpy the same, in 70 ms instead of 1."""
-    if find_spec("numpy") is None:
-        return [[_likeness(one, other) for other in rows] for one in rows]
-    import numpy as np  # noqa: PLC0415 - heavy, and not everywhere
+    """How alike each two are."""
+    import numpy as np  # noqa: PLC0415 - heavy: see ``load``
 
     size = len(rows)
     counts = [len(row.words) for row in rows]
@@ -159,15 +161,6 @@ def _products(matrix: Any) -> Any:
     """
     parts = (matrix[:, at : at + _BLOCK] for at in range(0, matrix.shape[1], _BLOCK))
     return sum((part @ part.T for part in parts), start=0.0)
-
-
-def _likeness(one: Vectors, other: Vectors) -> float:
-    same = math.fsum(w * other.words.get(n, 0.0) for n, w in one.words.items())
-    if same:
-        same /= math.hypot(*one.words.values()) * math.hypot(*other.words.values())
-    if one.dense is None or other.dense is None:
-        return same  # by words alone
-    return (same + math.fsum(map(mul, one.dense, other.dense))) / 2
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

@@ -83,8 +83,9 @@ class IndexKeeper:
         for task in (self._task, self._rebuilding):
             if task is not None:
                 task.cancel()
-                with suppress(asyncio.CancelledError, Unavailable):
-                    await task
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    task.exception()  # a rebuild's was told to who asked for it
         self._task = self._rebuilding = None
 
     def want(self, stamp: EmbeddingStamp, *, embedded: bool) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from nestor.aidb import assemble
+from nestor.aidb import assemble, fusion
 from nestor.aidb.cache import ContextCache, cache_key
 from nestor.aidb.canary import Canary
 from nestor.aidb.documents import Documents
@@ -38,12 +38,14 @@ from nestor.ports.knowledge_store import KnowledgeCounts, KnowledgeStore
 from nestor.ports.search_index import SearchIndex
 from nestor.telemetry import metrics
 from nestor.telemetry.learning_client import LearningClient
+from nestor.telemetry.logs import get_logger
 
 MAX_QUERY = 8_000
 """Characters of a query that are searched for; the rest is cut off."""
 MAX_LIMIT = 50
 CANARY_S = 300.0
 _LOOK_S = 0.5
+_log = get_logger(__name__)
 
 
 def _now() -> datetime:
@@ -140,6 +142,7 @@ class Aidb:
             await self.skills.reconcile()
             await self.canary.find_own()
         if self._worker is not None:
+            await asyncio.to_thread(fusion.load)
             self._worker.start()
         await self._cache.look()
         self.canary.start()
@@ -322,7 +325,10 @@ class Aidb:
         """Ask the shared cache now and then whether it is there."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            await self._cache.look()
+            try:
+                await self._cache.look()
+            except Exception:  # noqa: BLE001 - the edge of a background task: it must outlive a bug
+                _log.exception("cache_look_failed")
 
 
 def _checked(request: ContextRequest) -> ContextRequest:

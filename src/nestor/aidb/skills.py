@@ -1,7 +1,9 @@
 """Learned patterns: kept as they were written, and found while they are active."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 
@@ -18,6 +20,7 @@ from nestor.ports.knowledge_store import KnowledgeStore
 
 MAX_TITLE, MAX_TEXT = 300, 16_000
 """Characters."""
+_PAGE = 1000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHELVES = {
     SkillKind.SKILL: Collection.SKILLS_PATTERNS,
@@ -30,7 +33,9 @@ class Skills:
     """The pattern itself is the truth; a document in a project of AIDB's own is how it is found.
 
     The pattern is written first. Killed in between, ``reconcile`` at the next start, before
-    anybody is served, brings the document in line.
+    anybody is served, brings the document in line. One write at a time in this process;
+    for others, each looks at the pattern again after it wrote the document: who wrote last
+    leaves the two in line.
     """
 
     def __init__(
@@ -46,12 +51,15 @@ class Skills:
         self._sql = sql
         self._written = written
         self._clock = clock
+        self._turn = asyncio.Lock()
 
     async def put(self, skill: Skill) -> bool:
         """Store or replace; tells whether anything changed. Raises ``InvalidInput``."""
         _check(skill)
-        changed = await self._sql.run(self._store.put_skill(skill))
-        if await self._follow(skill) or changed:
+        async with self._turn:
+            changed = await self._sql.run(self._store.put_skill(skill))
+            followed = await self._in_line(skill.id)
+        if followed or changed:
             await self._written()
         return changed
 
@@ -65,37 +73,59 @@ class Skills:
 
     async def retire(self, skill_id: str) -> Skill:
         """Let it be found no more; it is kept. Raises ``NotFound``."""
-        skill = await self.get(skill_id)
-        retired = msgspec.structs.replace(skill, status=SkillStatus.RETIRED)
-        await self.put(retired)
+        async with self._turn:
+            done = False
+            while not done:  # once more for each time that another process was faster
+                skill = await self.get(skill_id)
+                retired = msgspec.structs.replace(skill, status=SkillStatus.RETIRED)
+                done = await self._sql.run(self._store.replace_skill(skill, retired))
+            followed = await self._in_line(skill_id)
+        if followed or skill != retired:
+            await self._written()
         return retired
 
     async def reconcile(self) -> None:
         """Make what is found follow from what is stored."""
+        async with self._turn:
+            changed = await self._reconciled()
+        if changed:
+            await self._written()
+
+    async def _reconciled(self) -> bool:
         there = await self._sql.run(self._store.hashes(SKILLS_PROJECT))
-        if not there and not await self.all(limit=1):
-            return
         changed = False
         for path, (document_id, _) in there.items():
             try:
-                skill = await self.get(path)
+                changed |= await self._in_line(path)
             except NotFound:
                 await self._sql.run(self._store.delete(document_id))
                 changed = True
-            else:
-                changed |= await self._follow(skill)
-        for skill in await self.all():
-            if skill.id not in there:
-                changed |= await self._follow(skill)
-        if changed:
-            await self._written()
+        page: list[Skill] = []
+        while page := await self._sql.run(
+            self._store.skills(limit=_PAGE, after=page[-1] if page else None)
+        ):
+            for skill in page:
+                if skill.id not in there:
+                    changed |= await self._in_line(skill.id)
+        return changed
+
+    async def _in_line(self, skill_id: str) -> bool:
+        """Write the document until the pattern is still what it follows from."""
+        skill, changed = await self.get(skill_id), False
+        while True:
+            changed |= await self._follow(skill)
+            now = await self.get(skill_id)
+            if now == skill:
+                return changed
+            skill = now
 
     async def _follow(self, skill: Skill) -> bool:
         known = await self._sql.run(self._store.find(SKILLS_PROJECT, skill.id))
         if skill.status is not SkillStatus.ACTIVE:
             if known is None:
                 return False
-            await self._sql.run(self._store.delete(known.id))
+            with suppress(NotFound):  # another process was faster
+                await self._sql.run(self._store.delete(known.id))
             return True
         source = _source(skill)
         if known is not None and source.is_same(known):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
 
-from nestor.errors import Unavailable
+from nestor.errors import Misconfigured, NestorError, Unavailable
 from nestor.model.health import Dependency, HealthStatus
 
 T = TypeVar("T")
@@ -43,11 +43,11 @@ class Watch:
         return self._failure is not None
 
     async def run(self, call: Awaitable[T]) -> T:
-        """Await ``call``. ``Unavailable`` is noted and passed on."""
+        """Await ``call``. What goes wrong is noted and passed on; a refusal is not wrong."""
         try:
             result = await call
-        except Unavailable as error:
-            self._note(str(error))
+        except Exception as error:
+            self._note_error(error)
             raise
         self._note(None)
         return result
@@ -70,8 +70,8 @@ class Watch:
         except TimeoutError:
             self._note(f"no answer within {within_s:g} s")
             raise Unavailable(self._failure or "") from None
-        except Unavailable as error:
-            self._note(str(error))
+        except Exception as error:
+            self._note_error(error)
             raise
         self._note(None)
         return result
@@ -91,6 +91,13 @@ class Watch:
             last_observed=self._last,
             required=self._required,
         )
+
+    def _note_error(self, error: Exception) -> None:
+        if isinstance(error, Unavailable | Misconfigured):
+            self._note(str(error))
+        elif not isinstance(error, NestorError):
+            # Its words may be of texts or of parameters: those are for the log alone.
+            self._note(f"it failed with {type(error).__name__}")
 
     def _note(self, failure: str | None) -> None:
         self._failure, self._last = failure, self._clock()

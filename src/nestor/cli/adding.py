@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,14 @@ _PAGE = 1_000
 _TIMEOUT_S = 300.0
 CODE = "codebase-context"
 FOLDER = "folder"
-"""Metadata: a digest of the folder that a file was added with. Two folders in one project
-do not take each other's files for deleted."""
+"""Metadata: a digest of the folder that a file was added with, and of whose folder that is.
+Two folders in one project, or of one path on two machines, neither replace each other's
+files nor take them for deleted."""
 _TWICE = "another file of this name is added with it; give it a project of its own"
+_OTHERS = (
+    "a file of this name was added with another folder; give this one a project of its"
+    " own (--project), or let it take the other's place (--replace)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,18 @@ class Adding:
         stack: Stack,
         screen: Screen,
         *,
+        client: str | None = None,
         project: str | None = None,
         collection: str = CODE,
+        replace: bool = False,
         dry_run: bool = False,
     ) -> None:
+        """``client``: whose folders they are (see ``client_id``); None: nobody's yet.
+
+        ``replace``: files take the place of those that were added with other folders.
+        """
+        self._client = client or secrets.token_hex(16)
+        self._replace = replace
         self._stack = stack
         self._screen = screen
         self._project = project
@@ -93,7 +107,7 @@ class Adding:
             self._result.left_out.update(summary.skipped)
             self._result.skipped += summary.named
             if root.is_dir():
-                gone.append((self._name(root), _mark(root), summary))
+                gone.append((self._name(root), self._mark(root), summary))
         with self._progress(len(files), quiet) as advance:
             for one in files.values():
                 self._one(one)
@@ -116,6 +130,10 @@ class Adding:
     def _name(self, folder: Path) -> str:
         return self._project or folder.name or "root"
 
+    def _mark(self, folder: Path) -> str:
+        whose = self._client.encode() + b"\0" + os.fsencode(folder)
+        return hashlib.sha256(whose).hexdigest()[:16]
+
     def _found(self, root: Path, summary: Summary) -> Iterator[_File]:
         if not root.is_dir():
             size = root.stat().st_size
@@ -126,7 +144,7 @@ class Adding:
                 return
             yield _File(self._name(root.parent), root.name, root, None)
             return
-        mark, project = _mark(root), self._name(root)
+        mark, project = self._mark(root), self._name(root)
         for found in walk(root, summary):
             yield _File(project, found.relative, found.path, mark)
 
@@ -139,13 +157,22 @@ class Adding:
             return
         known = self._of(file.project).get(file.name)
         metadata = dict(known["metadata"]) if known else {}
-        if file.folder is not None:
-            metadata[FOLDER] = file.folder
-        if known is not None and (
+        same = known is not None and (
             known["content_hash"] == hashlib.sha256(raw).hexdigest()
             and known["collection"] == self._collection
-            and known["metadata"] == metadata
-        ):
+        )
+        foreign = self._is_foreign(file, metadata)
+        if foreign and not self._replace:
+            if same:
+                self._result.unchanged += 1
+            else:
+                self._result.skip(file.path, _OTHERS)
+            return
+        if foreign:
+            del metadata[FOLDER]
+        if file.folder is not None:
+            metadata[FOLDER] = file.folder
+        if same and known is not None and known["metadata"] == metadata:
             self._result.unchanged += 1
             return
         if self._dry_run:
@@ -166,6 +193,13 @@ class Adding:
         }
         self._batch.append((file, item))
         self._size += len(raw)
+
+    def _is_foreign(self, file: _File, metadata: dict[str, str]) -> bool:
+        """Tell whether what stands there was added with another folder than the file's."""
+        mark = metadata.get(FOLDER)
+        return mark is not None and mark != (
+            file.folder or self._mark(file.path.parent)
+        )
 
     def _send(self) -> None:
         batch, self._batch, self._size = self._batch, [], 0
@@ -278,10 +312,6 @@ def _root(given: Path) -> Path:
     if not root.is_dir() and not root.is_file():
         raise InvalidInput.at("PATH", f"{given} is neither a file nor a folder")
     return root
-
-
-def _mark(folder: Path) -> str:
-    return hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import typer
 
-from nestor.cli.client import Stack
+from nestor.cli.client import Stack, load_settings
+from nestor.cli.client_id import client_id
 from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json
 from nestor.errors import InvalidInput, NotFound
@@ -55,6 +56,12 @@ def add(
     collection: Annotated[
         Shelf, typer.Option(help="The shelf they go to.")
     ] = Shelf.CODEBASE_CONTEXT,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Take the place of files that other folders added."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
     ] = False,
@@ -64,16 +71,19 @@ def add(
 
     Folders are walked; what .gitignore or .nestorignore names, hidden files, links and
     binary files are left out, and said so. Only what changed is sent, and what is gone
-    from a folder is forgotten. Ends with 1 when a file given by name was refused.
+    from a folder is forgotten. What another folder added stays, unless --replace is
+    given. Ends with 1 when a file given by name was refused.
     """
     from nestor.cli.adding import Adding  # noqa: PLC0415 - it walks with git
 
-    screen = Screen()
+    screen, settings = Screen(), load_settings()
     adding = Adding(
-        Stack.find(),
+        Stack.find(settings),
         screen,
+        client=client_id(settings.home, make=not dry_run),
         project=project,
         collection=collection.value,
+        replace=replace,
         dry_run=dry_run,
     )
     done = adding.add(paths, quiet=as_json)

@@ -161,10 +161,16 @@ class KnowledgeStore(Protocol):
         """Store or replace a learned pattern; tell whether anything changed."""
         ...
 
+    async def replace_skill(self, old: Skill, new: Skill) -> bool:
+        """Store ``new`` where ``old`` still stands; tell whether it did. Raises ``NotFound``."""
+        ...
+
     async def skill(self, skill_id: str) -> Skill:
         """Read one. Raises ``NotFound``."""
         ...
 
-    async def skills(self, *, limit: int = 1000) -> list[Skill]:
-        """Read them, newest first."""
+    async def skills(
+        self, *, limit: int = 1000, after: Skill | None = None
+    ) -> list[Skill]:
+        """Read them, newest first; ``after``: the last one read."""
         ...

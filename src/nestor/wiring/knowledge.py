@@ -10,6 +10,7 @@ from nestor.backends.documents.children import DocumentChildren
 from nestor.backends.embeddings.choose import embedder_of, refuse_embeddings
 from nestor.backends.openai.resolver import model_session
 from nestor.backends.sql.database import Database
+from nestor.backends.sql.identity import identity_of
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
 from nestor.errors import Misconfigured
 from nestor.model.network import without_password
@@ -37,7 +38,7 @@ async def aidb_of(
     stack: AsyncExitStack, settings: Settings, database: Database, event_log: EventLog
 ) -> tuple[Aidb, Spool]:
     """Open AIDB and start it; also where documents wait that are being sent."""
-    index = await _index(settings)
+    index = await _index(settings, database)
     stack.push_async_callback(index.close)
     embedder = await open_embedder(stack, settings)
     shared = _shared(settings)
@@ -60,7 +61,7 @@ async def aidb_of(
     return aidb, spool
 
 
-async def _index(settings: Settings) -> SearchIndex:
+async def _index(settings: Settings, database: Database) -> SearchIndex:
     if settings.qdrant_url is None:
         from nestor.backends.qdrant.edge import QdrantEdgeIndex  # noqa: PLC0415 - heavy
 
@@ -69,7 +70,10 @@ async def _index(settings: Settings) -> SearchIndex:
 
     key = settings.qdrant_api_key
     return QdrantServerIndex.connect(
-        settings.qdrant_url, api_key=key.get_secret_value() if key else None
+        settings.qdrant_url,
+        api_key=key.get_secret_value() if key else None,
+        # By the database: it is what the index is filled from, and emptied to fit.
+        alias=f"nestor-{await identity_of(database)}",
     )
 
 

@@ -5,6 +5,8 @@ engine, not for a batch, and does that in another thread. What is there is said 
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +33,8 @@ from nestor.telemetry.logs import get_logger
 T = TypeVar("T")
 _LOOK_EVERY = 2000
 """So many points are written before anybody asks whether a graph is wanted."""
+_GRAPH_PAUSE_S, _GRAPH_PAUSES_S = 60.0, 3600.0
+"""After a first failure to build a graph, and after many."""
 _log = get_logger(__name__)
 
 
@@ -41,20 +45,32 @@ class _InWriter(Protocol):
 class QdrantEdgeIndex:
     """See ``nestor.ports.search_index``. One process at a time."""
 
-    def __init__(self, folder: IndexFolder, parameters: Bm25Parameters) -> None:
+    def __init__(
+        self,
+        folder: IndexFolder,
+        parameters: Bm25Parameters,
+        timer: Callable[[], float],
+    ) -> None:
         """Use ``open``."""
         self._folder = folder
         self._all = Generations(folder, parameters)
         self._written = _LOOK_EVERY
         self._graph: asyncio.Task[None] | None = None
         self._builder = GraphBuilder()
+        self._timer = timer
+        self._no_graph_before = -math.inf
+        self._graphs_failed = 0
         self._closed = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="qdrant-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="qdrant-read")
 
     @classmethod
     async def open(
-        cls, path: Path, *, parameters: Bm25Parameters | None = None
+        cls,
+        path: Path,
+        *,
+        parameters: Bm25Parameters | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Take the lock and open the folder at ``path``, made if needed; ``close`` after.
 
@@ -62,7 +78,7 @@ class QdrantEdgeIndex:
         Raises ``Misconfigured`` when another process holds it, or it cannot be made.
         """
         folder = await asyncio.to_thread(IndexFolder.locked, path)
-        index = cls(folder, parameters or Bm25Parameters())
+        index = cls(folder, parameters or Bm25Parameters(), timer)
         try:
             with suppress(Unavailable):  # every call tells it again
                 await index._write(index._all.begin)
@@ -233,6 +249,8 @@ class QdrantEdgeIndex:
         """Begin to build a graph in the background when one is worth it."""
         if self._written < _LOOK_EVERY or self._graph is not None:
             return
+        if self._timer() < self._no_graph_before:
+            return
         self._written = 0
         with suppress(Unavailable):
             if await self._read(lambda: self._all.current.wants_graph):
@@ -242,22 +260,41 @@ class QdrantEdgeIndex:
                 )
 
     async def _build_graph(self, builder: GraphBuilder) -> None:
-        """Copy, let a child build, bring the copy up to date, let it answer."""
-        wrong: str | None
+        """Build one; a copy that does not get to answer is removed."""
+        try:
+            wrong = await self._built(builder)
+            if wrong is not None:
+                await self._write(self._all.drop_copy)
+        finally:
+            self._graph = None
+        if wrong is None:
+            self._graphs_failed = 0
+            self._written = _LOOK_EVERY  # many may have come meanwhile
+            await self._look_for_graph()
+        elif not builder.stopped:
+            self._wait_with_graph(wrong)
+
+    async def _built(self, builder: GraphBuilder) -> str | None:
+        """Copy, let a child build, bring the copy up to date, let it answer.
+
+        Returns what went wrong.
+        """
         try:
             number, copied = await self._write(self._all.copy)
             wrong = await builder.build(copied.folder, copied.dimension)
             if wrong is None:
                 await self._write(lambda: self._all.catch_up(number))
-        except (Unavailable, OSError) as error:
-            wrong = str(error)
-        finally:
-            self._graph = None
-        if wrong is None:
-            self._written = _LOOK_EVERY  # many may have come meanwhile
-            await self._look_for_graph()
-        elif not builder.stopped:
-            _log.warning("index_graph_not_built", error=wrong)
+        except Exception as error:  # noqa: BLE001 - the edge of a background task
+            return str(error) or type(error).__name__
+        return wrong
+
+    def _wait_with_graph(self, why: str) -> None:
+        """Let some time pass: each attempt copies the whole index."""
+        pause = min(_GRAPH_PAUSE_S * 2 ** min(self._graphs_failed, 16), _GRAPH_PAUSES_S)
+        self._graphs_failed += 1
+        self._no_graph_before = self._timer() + pause
+        self._written = _LOOK_EVERY
+        _log.warning("index_graph_not_built", error=why, again_in_s=pause)
 
     async def _stop_graph(self) -> None:
         while (task := self._graph) is not None:

@@ -128,7 +128,7 @@ class Generations:
     def copy(self) -> tuple[int, Copied]:
         """Copy the one that answers; until ``catch_up`` what is written is noted.
 
-        Raises ``Unavailable`` and ``OSError``.
+        Raises ``Unavailable`` and ``OSError``; what was copied stays until ``drop_copy``.
         """
         if self._next is not None:
             raise Unavailable("a rebuild is under way")
@@ -136,10 +136,17 @@ class Generations:
         if shard.made.stamp is None:
             raise Unavailable("the index holds no vectors")
         shard.flush()
-        number = self._new_number()
+        self._copy = number = self._new_number()
         shutil.copytree(shard.folder, self._folder.shard(number))
-        self._copy = number
         return number, Copied(self._folder.shard(number), shard.made.stamp.dimension)
+
+    def drop_copy(self) -> None:
+        """Remove the copy, or what there is of one; fine when there is none."""
+        if self._copy is None:
+            return
+        number, self._copy = self._copy, None
+        self._changed.clear()
+        shutil.rmtree(self._folder.shard(number), ignore_errors=True)
 
     def catch_up(self, number: int) -> None:
         """Bring the copy up to date and let it answer. Raises ``Unavailable``."""

@@ -1,4 +1,6 @@
-"""SearchIndex on a Qdrant server: collections ``nestor-<n>``, and the alias ``nestor``.
+"""SearchIndex on a Qdrant server: collections ``<alias>-<n>``, and the alias.
+
+Whose index it is follows from the alias alone: two that use one server need two.
 
 Searches name the collection itself and not the alias: between two questions the alias may
 lead to vectors of another model. A collection that is gone is looked up again, once.
@@ -171,7 +173,8 @@ class QdrantServerIndex:
             raise Unavailable("the Qdrant server did not answer in time") from error
         try:
             if self._known is None:
-                self._known = await self._looked_up()
+                found = await self._looked_up()
+                self._known = self._known or found  # another may answer by now
                 self._met = True
             return self._known
         finally:
@@ -210,7 +213,11 @@ class QdrantServerIndex:
             await self._answer_from(collection)
 
     async def _answer_from(self, collection: ServerCollection) -> None:
-        await self._requests.point_at(collection.name)
+        try:
+            await self._requests.point_at(collection.name)
+        except BaseException:
+            self._known = None  # it may have been done: the alias has to tell
+            raise
         self._known, self._met = collection, True
 
     async def _on(self, action: Callable[[ServerCollection], Awaitable[T]]) -> T:
@@ -261,9 +268,14 @@ class ServerRebuild:
         self._collection = None
 
     async def discard(self) -> None:
-        """See Rebuild.discard. A second call does nothing, one after ``swap`` neither."""
+        """See Rebuild.discard. A second call does nothing, one after ``swap`` neither.
+
+        Nor does one after a ``swap`` that failed, where this answers all the same.
+        """
         if self._collection is not None:
-            await self._run(self._requests.remove(self._collection.name))
+            name = self._collection.name
+            if await self._run(self._requests.answering()) != name:
+                await self._run(self._requests.remove(name))
             self._collection = None
 
     def _open(self) -> ServerCollection:

@@ -80,16 +80,21 @@ class Requests:
 
         How it was made is None for a collection that is not ours.
         """
-        found = await self.ask(self.client.get_aliases())
-        names = [a.collection_name for a in found.aliases if a.alias_name == self.alias]
-        if not names:
+        name = await self.answering()
+        if name is None:
             return None
-        info = await self.ask(self.client.get_collection(names[0]))
+        info = await self.ask(self.client.get_collection(name))
         try:
             written = (info.config.metadata or {})[_METADATA]
-            return names[0], msgspec.convert(written, Made)
+            return name, msgspec.convert(written, Made)
         except (KeyError, msgspec.ValidationError):
-            return names[0], None
+            return name, None
+
+    async def answering(self) -> str | None:
+        """Return which collection the alias names, ours or not; None: there is no alias."""
+        found = await self.ask(self.client.get_aliases())
+        names = [a.collection_name for a in found.aliases if a.alias_name == self.alias]
+        return names[0] if names else None
 
     async def create(self, made: Made) -> str:
         """Make an empty collection that nobody sees yet; returns its name."""
@@ -129,10 +134,12 @@ class Requests:
         )
 
     async def point_at(self, name: str) -> None:
-        """Let a collection answer from now on, in one request; the others are removed."""
-        found = await self.ask(self.client.get_aliases())
+        """Let a collection answer from now on, in one request; the others are removed.
+
+        After ``Unavailable`` it may answer all the same: only the reply may be lost.
+        """
         changes: list[Any] = []
-        if any(one.alias_name == self.alias for one in found.aliases):
+        if await self.answering() is not None:
             gone = models.DeleteAlias(alias_name=self.alias)
             changes.append(models.DeleteAliasOperation(delete_alias=gone))
         new = models.CreateAlias(collection_name=name, alias_name=self.alias)
@@ -140,12 +147,14 @@ class Requests:
         await self._found(
             self.client.update_collection_aliases(change_aliases_operations=changes)
         )
-        await self.remove_others(name)
+        with suppress(Unavailable):  # it answers; what is left goes with the next one
+            await self.remove_others(name)
 
     async def remove_others(self, keep: str | None) -> None:
-        """Remove the collections of ours that do not answer."""
+        """Remove the collections of ours that neither answer nor are ``keep``."""
+        kept = {keep, await self.answering()}
         for match in await self._ours():
-            if match[0] != keep:
+            if match[0] not in kept:
                 await self.remove(match[0])
 
     async def remove(self, name: str) -> None:

@@ -71,7 +71,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with translated(self.url):
+        with translated(self.url, running=True):
             async with self._engine.begin() as connection:
                 yield connection
 
@@ -86,7 +86,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Read one snapshot without taking the write lock; what is written here is lost."""
-        with translated(self.url):
+        with translated(self.url, running=True):
             async with self._reading.connect() as connection:
                 if self.is_sqlite:
                     await connection.execution_options(nestor_read=True)
@@ -184,10 +184,12 @@ def _use_wal(cursor: Any) -> None:
 
 
 @contextmanager
-def translated(url: str | None = None) -> Iterator[None]:
+def translated(url: str | None = None, *, running: bool = False) -> Iterator[None]:
     """Turn driver errors that time may heal into ``Unavailable``; others are bugs.
 
     ``url``: which database; a server is then named in the message, without its password.
+    A damaged file is ``Misconfigured`` at the start, so that it ends there; ``running``:
+    it is an outage, as everything is that comes later.
     """
     try:
         yield
@@ -196,7 +198,7 @@ def translated(url: str | None = None) -> Iterator[None]:
         raise Unavailable(message) from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlite_errorcode", None) is not None:
-            healed = _of_sqlite(error)
+            healed = _of_sqlite(error, running)
         else:
             healed = _of_server(error, url)
         if healed is None:
@@ -204,13 +206,14 @@ def translated(url: str | None = None) -> Iterator[None]:
         raise healed from error
 
 
-def _of_sqlite(error: DBAPIError) -> Unavailable | Misconfigured | None:
+def _of_sqlite(error: DBAPIError, running: bool) -> Unavailable | Misconfigured | None:
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
     if code in _NOT_OURS:
-        return Misconfigured(
+        message = (
             f"the database file is damaged or no database ({error.orig}): "
             "restore a backup, or set NESTOR_DATABASE_URL to another"
         )
+        return Unavailable(message) if running else Misconfigured(message)
     if code not in _TIME_MAY_HEAL:
         return None
     return Unavailable(f"the database does not answer: {error.orig}")

@@ -336,15 +336,26 @@ class SqlKnowledgeStore:
                 await _bump(connection, _VERSION)
         return changed
 
+    async def replace_skill(self, old: Skill, new: Skill) -> bool:
+        """See KnowledgeStore.replace_skill."""
+        async with self._database.write() as connection:
+            await self._database.serialise(connection, _LOCK)
+            done = await skill_rows.replace(connection, old, new)
+            if done:
+                await _bump(connection, _VERSION)
+        return done
+
     async def skill(self, skill_id: str) -> Skill:
         """See KnowledgeStore.skill."""
         async with self._database.read() as connection:
             return await skill_rows.read(connection, skill_id)
 
-    async def skills(self, *, limit: int = 1000) -> list[Skill]:
+    async def skills(
+        self, *, limit: int = 1000, after: Skill | None = None
+    ) -> list[Skill]:
         """See KnowledgeStore.skills."""
         async with self._database.read() as connection:
-            return await skill_rows.newest(connection, limit)
+            return await skill_rows.newest(connection, limit, after)
 
 
 async def _bump(connection: AsyncConnection, *names: str) -> None:

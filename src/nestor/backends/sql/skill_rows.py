@@ -1,7 +1,7 @@
 """Learned patterns in SQL."""
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql import schema
@@ -36,12 +36,28 @@ async def read(connection: AsyncConnection, skill_id: str) -> Skill:
     return msgspec.json.decode(body, type=Skill)
 
 
-async def newest(connection: AsyncConnection, limit: int) -> list[Skill]:
-    """Read them, newest first."""
-    query = (
-        select(schema.skill.c.body)
-        .order_by(schema.skill.c.at.desc(), schema.skill.c.id.desc())
-        .limit(limit)
+async def replace(connection: AsyncConnection, old: Skill, new: Skill) -> bool:
+    """Store ``new`` where ``old`` still stands. Raises ``NotFound``."""
+    if await read(connection, old.id) != old:
+        return False
+    await connection.execute(
+        update(schema.skill)
+        .where(schema.skill.c.id == old.id)
+        .values(at=time_text(new.created_at), body=encode(new))
     )
+    return True
+
+
+async def newest(
+    connection: AsyncConnection, limit: int, after: Skill | None = None
+) -> list[Skill]:
+    """Read them, newest first; those that come ``after`` one."""
+    place = (schema.skill.c.at, schema.skill.c.id)
+    query = select(schema.skill.c.body).order_by(*(one.desc() for one in place))
+    if after is not None:
+        query = query.where(
+            tuple_(*place) < tuple_(time_text(after.created_at), after.id)
+        )
+    query = query.limit(limit)
     bodies = (await connection.execute(query)).scalars().all()
     return [msgspec.json.decode(body, type=Skill) for body in bodies]
