@@ -179,7 +179,7 @@ def test_every_call_survives_kill_9_exactly_once(
     tmp_path: Path, counted: Rounds
 ) -> None:
     total = Counter[str]()
-    for number, chance in counted("meter-kills", 5, 300):
+    for number, chance in counted("meter kills", 5, 300):
         home = tmp_path / f"{number}"
         home.mkdir()
         asyncio.run(opened_once(home))
