@@ -1,6 +1,7 @@
 """What Qdrant Edge adds to the contract: one process, a folder, and no surprises."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -112,6 +113,19 @@ async def test_a_second_process_is_told_who_has_it_and_harms_nothing(
     )
     await index.upsert([entry("otter")])
     assert await index.count() == 2
+
+
+async def test_on_a_full_disk_the_lock_holds_without_the_name_of_its_holder(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    async with await QdrantEdgeIndex.open(path) as index:
+        second = await _run(_SECOND, path)
+        assert "is in use by process unknown; ask that one" in second.stderr
+        assert await index.count() == 0
 
 
 async def test_one_that_ignores_the_lock_costs_no_write(

@@ -144,7 +144,11 @@ async def test_l4_a_thousand_idle_and_slow_clients_keep_nobody_waiting(
         port = child.port("ralph")
         held = clients(key_of(child), port)
         tasks = await hold(held, port)
-        assert connections_of(child) - sockets > 0.9 * HELD
+        # A client is connected a moment before the server has taken it.
+        until = time.monotonic() + 3
+        while (taken := connections_of(child) - sockets) <= 0.9 * HELD:
+            assert time.monotonic() < until, taken
+            await asyncio.sleep(0.05)
         took, most = await watched(child, 4.0)
         async with asyncio.timeout(30):
             await asyncio.gather(*tasks)

@@ -328,6 +328,17 @@ async def test_the_canary_is_found_and_shown_to_nobody(
     await world.close()
 
 
+async def test_a_copy_among_many_of_one_text_is_neither_lost_nor_counted_as_found(
+    world: World,
+) -> None:
+    document = await world.add("a.md", "# Same\n\nThe same words.\n\n" * 200)
+    assert document.chunks == 200
+    await world.embedded()
+    told = await world.aidb.verify()
+    assert (told.consistent, told.vectors_lost) == (True, [])
+    assert 0 < told.vectors_tried < 50, "behind a hundred others nobody sees it"
+
+
 async def test_verify_names_what_is_missing_what_is_too_much_and_lost_vectors(
     world: World,
 ) -> None:

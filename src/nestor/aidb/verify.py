@@ -37,7 +37,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     extra: list[str]
     """Ids that the index holds and SQL does not know (1,000 at most)."""
     vectors_tried: int
-    """Chunks whose own vector was looked for in the index."""
+    """Chunks whose own vector was looked for in the index, and there or not there for sure."""
     vectors_lost: list[str]
     """Of these, the ids that were not found by it."""
     problems: list[str]
@@ -157,7 +157,6 @@ class Verifier:
         while numbered and tried < _SAMPLE:
             number, entry = numbered[0]
             if entry.vector is not None:
-                tried += 1
                 document = entry.document
                 where = Where(projects=[document.project], path_prefix=document.path)
                 legs = await self._seen.run(
@@ -165,7 +164,9 @@ class Verifier:
                         limit=_AMONG, vector=entry.vector, stamp=stamp, where=where
                     )
                 )
-                if not _found(entry.chunk.id, legs.dense or []):
+                found = _found(entry.chunk.id, legs.dense or [])
+                tried += found is not None
+                if found is False:
                     lost.append(entry.chunk.id)
             numbered = await self._sql.run(
                 self._store.each(stamp, after=number + step - 1, limit=1)
@@ -173,12 +174,15 @@ class Verifier:
         return tried, lost
 
 
-def _found(chunk_id: str, hits: Sequence[Hit]) -> bool:
-    """Tell whether a chunk is among the hits of its own vector, or would be among more."""
+def _found(chunk_id: str, hits: Sequence[Hit]) -> bool | None:
+    """Tell whether a chunk is among the hits of its own vector.
+
+    None: there are so many copies of its text that it may stand behind them.
+    """
     if any(hit.chunk_id == chunk_id for hit in hits):
         return True
-    # So many copies of one text that it is behind them.
-    return len(hits) >= _AMONG and hits[-1].score >= _ITSELF
+    hidden = len(hits) >= _AMONG and hits[-1].score >= _ITSELF
+    return None if hidden else False
 
 
 def without_own(counts: KnowledgeCounts) -> KnowledgeCounts:

@@ -40,7 +40,11 @@ def _make(path: Path) -> None:
     """Write a whole file under its name, or leave the one that came first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(f"{secrets.token_hex(16)}\n")
+    with temporary.open("w") as file:
+        file.write(f"{secrets.token_hex(16)}\n")
+        file.flush()
+        # An empty file after a power cut would make every folder another one's.
+        os.fsync(file.fileno())
     try:
         os.link(temporary, path)
     except FileExistsError:
