@@ -31,7 +31,8 @@ from pydantic_settings import (
 )
 
 from nestor.errors import Misconfigured
-from nestor.model import network, secret
+from nestor.model import backend_table, network, secret
+from nestor.model.backend_table import BackendTable
 from nestor.model.deployment_table import nearest, refuse_unrelated
 from nestor.model.routing import Deployment, Kind
 from nestor.resilience.secret_file import read_secret_file
@@ -39,8 +40,8 @@ from nestor.resilience.settings_file import read_deployments, read_toml
 
 PREFIX = "NESTOR_"
 FILE = "nestor.toml"
-TABLES = "deployment"
-"""The one name of the file that the environment has not."""
+TABLES = ("deployment", "backend")
+"""Names of the file that the environment has not."""
 SECRETS = (
     "api_key",
     "database_url",
@@ -53,6 +54,7 @@ _KNOWN_NAMES = {"127.0.0.1", "::1", "localhost"}
 _WITH_PASSWORD = ("redis_url", "database_url")
 BaseUrl = Annotated[str, AfterValidator(network.base_url)]
 _Proxy = Annotated[str, AfterValidator(network.trusted_proxy)]
+_PrivateHost = Annotated[str, AfterValidator(network.private_host)]
 _Price = Annotated[Decimal | None, Field(ge=0, decimal_places=6)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port; which one is printed and written to ``$NESTOR_HOME/run.json``."""
@@ -157,26 +159,41 @@ class Settings(BaseSettings):
     """Write model traffic to this recording."""
 
     default_backend: str = "builtin"
-    """The agent of a task that names none: ``builtin`` or ``command``."""
+    """The agent of a task that names none: one that ``nestor agents list`` shows."""
+    agents_dir: Path | None = None
+    """Where ``nestor agents install`` puts agents' programs; ``agents`` in the data folder when not given."""
+    judge_model: str | None = None
+    """Judges completion_criteria where no check can tell: ``local``, ``remote``, ``auto``, or the name of a deployment; not given: nobody judges."""
     max_iterations: Annotated[int, Field(ge=1, le=100)] = 10
     """Of a task that does not say how many."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Tasks that run at the same time."""
     workspace_roots: Annotated[list[Path], NoDecode] = []
     """Folders whose repositories a key without ``admin`` may name, comma-separated."""
-    sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
-    """``none`` runs agents without isolation, which every status then says."""
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 20.0
+    """At SIGTERM or Ctrl-C running tasks have this long to come to the end of their step; they go on at the next start."""
+    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
+    """``auto``: bubblewrap, or Landlock where that does not work; ``none`` runs agents without isolation. Every status says which it is."""
+    sandbox_private_hosts: Annotated[list[_PrivateHost], NoDecode] = []
+    """Private addresses or networks (``10.0.0.0/8``) that granted hosts and ``setup`` may reach, comma-separated: a package index of your own."""
     agent_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Wall clock of one run of an agent."""
+    approval_wait_s: Annotated[float, Field(ge=0, le=3600)] = 120.0
+    """How long an agent that asks a person waits; then the task is parked until somebody answers."""
     keep_prompts: bool = True
     """False drops the text of prompts and answers from telemetry."""
     log_format: Literal["console", "json"] = "console"
     """How the log on stderr is written."""
 
     _deployments: tuple[Deployment, ...] = PrivateAttr(())
+    _backends: tuple[BackendTable, ...] = PrivateAttr(())
 
     @field_validator(
-        "allowed_hosts", "trusted_proxies", "workspace_roots", mode="before"
+        "allowed_hosts",
+        "trusted_proxies",
+        "sandbox_private_hosts",
+        "workspace_roots",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -271,6 +288,11 @@ class Settings(BaseSettings):
         return self._deployments
 
     @property
+    def backends(self) -> tuple[BackendTable, ...]:
+        """The ``[[backend]]`` tables of ``nestor.toml``: limits of single backends."""
+        return self._backends
+
+    @property
     def made_deployments(self) -> dict[str, Kind]:
         """Names of the deployments that LOCAL_…, REMOTE_… and EMBEDDINGS_… make."""
         made = {
@@ -319,6 +341,13 @@ class Settings(BaseSettings):
         )
 
     @property
+    def agents_folder(self) -> Path:
+        """Where the programs of agents stand that Nestor installed."""
+        if self.agents_dir is None:
+            return self.home / "agents"
+        return self.agents_dir.expanduser().absolute()
+
+    @property
     def telemetry_dir(self) -> Path:
         """Where ``unified-events.jsonl`` stands."""
         return self.home / "telemetry"
@@ -334,8 +363,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise Misconfigured(_explain(error, set(in_file) - set(values))) from None
         try:
-            found = read_deployments(in_file.get(TABLES, []))
+            found = read_deployments(in_file.get("deployment", []))
             refuse_unrelated(found, loaded.made_deployments)
+            loaded._backends = backend_table.read(in_file.get("backend", []))
         except ValueError as error:
             raise Misconfigured(f"{FILE}: {error}") from None
         loaded._deployments = found
@@ -382,7 +412,9 @@ class _FileSource(TomlConfigSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return what the file says."""
         return {
-            name: value for name, value in super().__call__().items() if name != TABLES
+            name: value
+            for name, value in super().__call__().items()
+            if name not in TABLES
         }
 
 
@@ -439,8 +471,8 @@ def _in_file() -> dict[str, Any]:
         raise Misconfigured(f"{FILE}: {error.strerror}: {Path.cwd()}") from error
     except ValueError as error:
         raise Misconfigured(f"{FILE}: {error}") from error
-    tables = {TABLES: read.values[TABLES]} if TABLES in read.values else {}
-    values = {name: value for name, value in read.values.items() if name != TABLES}
+    tables = {name: read.values[name] for name in TABLES if name in read.values}
+    values = {name: value for name, value in read.values.items() if name not in TABLES}
     if unknown := sorted(values.keys() - Settings.model_fields.keys()):
         said = "; ".join(f"{name}: {_unknown_in_file(name)}" for name in unknown)
         raise Misconfigured(f"{FILE}: {said}")
@@ -479,4 +511,4 @@ def _unknown_in_file(name: str) -> str:
     said, plain = "unknown setting", name.lower().removeprefix(PREFIX.lower())
     if plain.removesuffix("_file") in SECRETS and plain.endswith("_file"):
         return f"{said}; only the environment has it: {PREFIX}{plain.upper()}"
-    return said + nearest(plain, [*Settings.model_fields, TABLES])
+    return said + nearest(plain, [*Settings.model_fields, *TABLES])

@@ -131,7 +131,7 @@ def _table(where: str, given: dict[str, Any]) -> DeploymentTable:
     try:
         table = msgspec.convert(given, DeploymentTable)
     except msgspec.ValidationError as error:
-        raise ValueError(_said(where, str(error))) from None
+        raise ValueError(said_by_msgspec(where, str(error))) from None
     for name, fault in _faults(table):
         raise ValueError(f"{where}.{name}: {fault}")
     return table
@@ -207,7 +207,7 @@ def _circle(
     return ()
 
 
-def _said(where: str, message: str) -> str:
+def said_by_msgspec(where: str, message: str) -> str:
     """Put msgspec's words into ours: where it is comes first, as in all of the file."""
     match = _PLACE.fullmatch(message)
     what, path = (match["what"], match["path"] or "") if match else (message, "")

@@ -128,6 +128,22 @@ def trusted_proxy(entry: str) -> str:
     return str(network.network_address if network.num_addresses == 1 else network)
 
 
+def private_host(entry: str) -> str:
+    """Return an address or a network that sandboxes may reach though it is private, with its length."""
+    try:
+        named = ipaddress.ip_network(entry)
+    except ValueError as error:
+        message = f"{entry!r} is not an address or a network like 10.0.0.0/8 ({error})"
+        raise ValueError(message) from error
+    if named.prefixlen < _WIDEST_TRUST:
+        raise ValueError(f"{entry!r} is a good part of the internet; name less")
+    if isinstance(named, ipaddress.IPv6Network) and named.overlaps(_MAPPED):
+        raise ValueError(f"{entry!r}: write the IPv4 addresses in it as IPv4")
+    if fault := fault_of(str(named.network_address)):
+        raise ValueError(f"{entry!r} {fault}")
+    return str(named)
+
+
 def refuse_redis_url(url: str) -> None:
     """Hold ``redis(s)://HOST[:PORT][/DB]`` or ``unix:///PATH``; never quotes the password."""
     if any(c.isspace() or not c.isprintable() for c in url):

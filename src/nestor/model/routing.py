@@ -113,6 +113,22 @@ class RouteRequest(
     mode: Mode = Mode.AUTO
     max_tokens: int | None = None
 
+    @property
+    def named(self) -> str | None:
+        """The model that is asked whatever ``mode`` says; callers cannot name one."""
+        return None
+
+
+class NamedRoute(RouteRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What Nestor asks for itself: of a deployment, or a model, by its name."""
+
+    model: str
+
+    @property
+    def named(self) -> str | None:
+        """See RouteRequest.named."""
+        return self.model
+
 
 class RouteResult(msgspec.Struct, frozen=True, kw_only=True):
     """Reply of ``POST /route``. ``confidence`` None: no evidence yet."""

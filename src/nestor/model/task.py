@@ -52,6 +52,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     RECOVERY_LIMIT = "recovery_limit"
+    DEPENDENCY_FAILED = "dependency_failed"
 
 
 class Outcome(StrEnum):
@@ -111,7 +112,11 @@ class SandboxSpec(
     """What the agent's sandbox may reach and use."""
 
     network: Network = Network.COORDINATOR
+    hosts: list[str] = []
+    """``name:port`` that may be reached besides the Coordinator; a person must agree."""
     memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """What the workspace may grow to; None: a default of the sandbox."""
     processes: int = 512
 
 
@@ -124,6 +129,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     description: str | None = None
     prompt: str | None = None
     backend: str | None = None
+    model: str | None = None
+    """What the agent asks the Coordinator for: ``auto`` when not given, ``local``,
+    ``remote``, or the name of a deployment."""
     use_hybrid: bool = True
     files: list[str] = []
     steps: list[str] = []
@@ -214,6 +222,15 @@ def as_count(value: object) -> int | None:
     return None
 
 
+class CheckRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several runs of a check on the same tree."""
+
+    passed: bool
+    exit_code: int | None
+    duration_s: float
+    note: str = ""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one check said on one tree. ``phase``: ``base`` or ``after``."""
 
@@ -227,11 +244,35 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Tests in the runner's complete report; None: no such report was seen."""
     output_tail: str = ""
     flaky: bool | None = None
-    """None: not looked into."""
+    """True: on the same tree it passed and failed. None: not looked into."""
+    runs: int = 1
+    """How often it was run on this tree."""
+    each_run: list[CheckRun] = []
+    """Where there were several: each of them, the first first."""
     telling: bool = True
-    """False, on the base: no test was there, so a pass later would prove nothing."""
+    """False: no test was there, or it is flaky, so that a pass later would prove nothing."""
     note: str = ""
-    """Why a check with the right exit code still did not pass."""
+    """Why a check with the right exit code still did not pass, or that it is flaky."""
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """Words that stand literally in a file of the judged tree (or in its diff)."""
+
+    path: str
+    text: str
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge model says of one criterion in prose. Never a verdict.
+
+    ``met`` counts only with evidence that was found where the judge said it stands.
+    None: the judge gave no usable answer.
+    """
+
+    criterion: str
+    met: bool | None
+    evidence: list[Quote] = []
+    why: str = ""
 
 
 class DiffStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,7 +301,11 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     """Git tree id of what was judged: the snapshot, protected paths as on the base."""
     commit: str | None = None
     """The commit of that tree: what ``diff`` shows and the branch gets."""
+    snapshot: str | None = None
+    """The commit of the agent's own tree: where ``rollback`` and ``fork`` go on."""
     verdicts: list[Verdict] = []
+    judgements: list[Judgement] = []
+    judge_model: str | None = None
     usage: Usage = Usage()
     cost_usd: Decimal | None = None
     blocked_reason: str | None = None
@@ -271,6 +316,27 @@ class Iteration(msgspec.Struct, frozen=True, kw_only=True):
     """Paths that are not in the snapshot, each with the reason."""
     protected_restored: list[str] = []
     """Paths the agent changed that verification put back as they were on the base."""
+    refused: list[str] = []
+    """What the sandbox refused it (``host pypi.org:443``), or which limit ended it."""
+
+
+class ApprovalKind(StrEnum):
+    """What a person is asked for."""
+
+    START = "start"
+    """To begin at all."""
+    COMMAND = "command"
+    """One command line, once; only ``builtin`` asks it."""
+    PATH = "path"
+    """A host path, seen read-only at the same place."""
+    HOST = "host"
+    """``name:port`` beyond the Coordinator."""
+    NETWORK = "network"
+    """Another network mode."""
+
+
+GRANTS = frozenset({ApprovalKind.PATH, ApprovalKind.HOST, ApprovalKind.NETWORK})
+"""Kinds that hold from the next iteration to the end of the task."""
 
 
 class Approval(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,10 +344,27 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     what: str
+    """For people: what is asked, in one sentence."""
+    kind: ApprovalKind = ApprovalKind.START
+    subject: str = ""
+    """Exactly what is granted: the command line, the path, ``name:port``, the mode."""
+    digest: str = ""
+    """SHA-256 over task, kind and subject: an answer holds for this alone."""
+    iteration: int = 0
+    asked_at: datetime | None = None
     approved: bool | None = None
     decided_by: str | None = None
     decided_at: datetime | None = None
     note: str | None = None
+    used_at: datetime | None = None
+    """A command only: when it was let through, once; an equal one is a new question."""
+
+
+class ForkPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The task and the iteration that another task goes on from; 0: its base."""
+
+    task_id: str
+    iteration: int
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -314,9 +397,28 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str
     cancel_requested: bool = False
     submitted_by: str = "admin"
+    checks_digest: str = ""
+    """SHA-256 over what was sealed at submit: the checks and all that they depend on."""
+    attempt: int = 1
+    """Counts starts by a person: submit, then each resume, retry or answered question."""
+    forked_from: ForkPoint | None = None
+    rolled_back_to: int | None = None
+    """The iteration whose tree the branch and the next iteration start from."""
+    waits_for: list[str] = []
+    """Dependencies that are not verified yet: it is not handed to the engine."""
     spec: TaskSpec
 
     @property
     def success(self) -> bool:
         """True for ``verified`` alone."""
         return self.status is TaskStatus.VERIFIED
+
+    @property
+    def grants(self) -> list[Approval]:
+        """What a person allowed the sandbox beyond the task file."""
+        return [a for a in self.approvals if a.approved and a.kind in GRANTS]
+
+    @property
+    def asked(self) -> list[Approval]:
+        """Questions that nobody has answered."""
+        return [a for a in self.approvals if a.approved is None]

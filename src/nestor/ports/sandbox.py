@@ -1,6 +1,6 @@
 """Run a command where it can do no harm. tests/contracts/test_sandbox.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,21 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool = False
 
 
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A question from inside, for a person. ``kind``: one of ``ApprovalKind`` but ``start``."""
+
+    kind: str
+    subject: str
+    why: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """``approved`` None: nobody answered in time."""
+
+    approved: bool | None
+    note: str = ""
+
+
 class SandboxRun(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about one sandboxed command. Only what is named here is visible inside."""
 
@@ -31,6 +46,10 @@ class SandboxRun(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network.NONE
     task_key: str | None = None
     """For network ``coordinator``: the forwarder adds it; it is never visible inside."""
+    hosts: Sequence[str] = ()
+    """For network ``coordinator``: ``name:port`` that an HTTPS proxy inside also admits."""
+    ask: Callable[[Ask], Awaitable[Answer]] | None = None
+    """For network ``coordinator``: answers ``POST /nestor/ask`` from inside; None: 403."""
     trace_id: str = ""
     iteration: int | None = None
     timeout_s: float
@@ -39,6 +58,8 @@ class SandboxRun(msgspec.Struct, frozen=True, kw_only=True):
     holds its lock no second run in the same folder starts."""
     output_limit_bytes: int = 8 * 1024 * 1024
     memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """What the writable mounts may hold together; None: a default."""
     processes: int = 512
 
 
@@ -55,6 +76,10 @@ class SandboxResult(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
     duration_s: float
     sandboxed: bool
+    limit: str | None = None
+    """``memory``, ``disk`` or ``processes`` when that limit killed it."""
+    refused: list[str] = []
+    """What it tried and was not let: ``host pypi.org:443``, ``request POST /v1/files``."""
 
 
 class Sandbox(Protocol):
@@ -64,7 +89,7 @@ class Sandbox(Protocol):
     """
 
     name: str
-    """``bubblewrap`` or ``none``, for status views."""
+    """``bubblewrap``, ``landlock`` or ``none``, for status views."""
 
     async def run(self, run: SandboxRun) -> SandboxResult:
         """Run to the end, the time limit, or cancellation (which kills, then re-raises).

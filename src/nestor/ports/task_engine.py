@@ -1,6 +1,6 @@
 """Durable execution: a workflow of recorded steps that survives the process."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -49,11 +49,34 @@ Called at least once, before the engine notes the end; again while it raises
 """
 
 
+class Gate(Protocol):
+    """Says which waiting tasks may start now, besides the engine's count of workers."""
+
+    async def choose(
+        self, pages: AsyncIterator[Sequence[str]], room: int, running: Sequence[str]
+    ) -> list[str]:
+        """Let in at most ``room`` of the waiting ids, which come in the queue's order."""
+        ...
+
+    def left(self, task_id: str) -> None:
+        """Hear that one who was let in has ended, or was taken by another process."""
+        ...
+
+
 class TaskEngine(Protocol):
     """Runs one workflow per task id, each at most once at a time."""
 
     async def start(self, workflow: Workflow) -> None:
         """Begin taking tasks, those first that a dead process left behind."""
+        ...
+
+    async def drain(self, limit_s: float) -> list[str]:
+        """Take no more; let running steps end, for ``limit_s`` at most.
+
+        A workflow stops where its step ends, to be recovered at the next start, which
+        does not count as a recovery. Returns the ids of those that still run, which
+        ``stop`` ends.
+        """
         ...
 
     async def stop(self) -> None:

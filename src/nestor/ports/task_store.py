@@ -8,7 +8,15 @@ from typing import Any, Protocol
 import msgspec
 
 from nestor.model.event import Event
-from nestor.model.task import Approval, Iteration, Reason, Spent, Task, TaskStatus
+from nestor.model.task import (
+    Approval,
+    Budget,
+    Iteration,
+    Reason,
+    Spent,
+    Task,
+    TaskStatus,
+)
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +66,11 @@ class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool | msgspec.UnsetType = msgspec.UNSET
     sandboxed: bool | msgspec.UnsetType = msgspec.UNSET
     cancel_requested: bool | msgspec.UnsetType = msgspec.UNSET
+    max_iterations: int | msgspec.UnsetType = msgspec.UNSET
+    budget: Budget | msgspec.UnsetType = msgspec.UNSET
+    attempt: int | msgspec.UnsetType = msgspec.UNSET
+    rolled_back_to: int | msgspec.UnsetType | None = msgspec.UNSET
+    waits_for: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +83,17 @@ class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     at: datetime
     data: dict[str, Any]
+
+
+class AuditNote(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision of a person, or of a key, as the audit log keeps it."""
+
+    action: str
+    """``approve``, ``refuse``, ``cancel``, ``resume``, ``retry``, ``rollback``, ``fork``."""
+    actor: str
+    """The key's id."""
+    task_id: str
+    data: dict[str, Any] = {}
 
 
 class TaskStore(Protocol):
@@ -86,6 +110,8 @@ class TaskStore(Protocol):
         enqueue: bool,
         telemetry: Sequence[Event] = (),
         live: Sequence[tuple[str, dict[str, Any]]] = (),
+        audit: Sequence[AuditNote] = (),
+        carried: str | None = None,
     ) -> tuple[Task, bool]:
         """Store a task with its first events; when ``enqueue``, hand it to the engine.
 
@@ -120,17 +146,25 @@ class TaskStore(Protocol):
         telemetry: Sequence[Event] = (),
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         unless: frozenset[TaskStatus] = frozenset(),
+        seen: Sequence[Approval] | None = None,
         enqueue: bool = False,
+        audit: Sequence[AuditNote] = (),
+        carried: str | None = None,
     ) -> Task:
         """Set fields, write an iteration (replacing the same n), queue telemetry and live events.
 
         Telemetry whose id is in the outbox already is not queued again. When the task
-        stands in one of ``unless``, nothing is written and the task is returned as it is.
+        stands in one of ``unless``, nothing is written and the task is returned as it is;
+        so too when ``seen`` is given and its approvals are others by now.
         """
         ...
 
     async def iterations(self, task_id: str) -> list[Iteration]:
         """Read what was recorded, n ascending. Raises ``NotFound``."""
+        ...
+
+    async def carried(self, task_id: str) -> str | None:
+        """Read what the last iteration left for the next attempt (JSON); None: nothing."""
         ...
 
     async def live(

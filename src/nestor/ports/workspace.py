@@ -93,6 +93,13 @@ class Workspaces(Protocol):
         """
         ...
 
+    async def fork(self, task_id: str, commit: str, *, into: str) -> Prepared:
+        """Make task ``into`` a workspace with the base and history of ``task_id``, at ``commit``.
+
+        Made before: leave it, return the same.
+        """
+        ...
+
     async def remove(self, *folders: Path) -> None:
         """Remove folders that sandboxed code has filled, however deep or closed."""
         ...

@@ -59,6 +59,36 @@ task_event = Table(
     Column("data", Text, nullable=False),
 )
 
+task_carried = Table(
+    "task_carried",
+    metadata,
+    Column("task_id", ForeignKey("task.task_id"), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+"""What the last iteration of a task left for the next attempt."""
+
+task_dependency = Table(
+    "task_dependency",
+    metadata,
+    Column("task_id", ForeignKey("task.task_id"), primary_key=True),
+    Column("needs", String(64), primary_key=True),
+    Index("ix_task_dependency_needs", "needs"),
+)
+"""``needs`` may be a task that is still to be submitted."""
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("at", String(40), nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("task_id", String(64), nullable=False),
+    Column("data", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+"""Append-only, which triggers hold; ``digest`` is over the row and the digest before it."""
+
 event_outbox = Table(
     "event_outbox",
     metadata,

@@ -7,17 +7,26 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nestor.backends.sql import schema
+from nestor.backends.sql import schema, task_queue, task_rows
+from nestor.backends.sql.audit_log import note
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.outbox import queue
 from nestor.backends.sql.rows import encode, insert, time_text
-from nestor.errors import Conflict, NotFound
+from nestor.errors import Conflict
 from nestor.model.event import Event
-from nestor.model.task import FINAL_STATUSES, Iteration, Spent, Task, TaskStatus
+from nestor.model.task import (
+    FINAL_STATUSES,
+    Approval,
+    Iteration,
+    Spent,
+    Task,
+    TaskStatus,
+)
 from nestor.ports.task_store import (
+    AuditNote,
     BackendTotals,
     TaskChange,
     TaskEvent,
@@ -25,11 +34,7 @@ from nestor.ports.task_store import (
     TaskTotals,
 )
 
-Enqueue = Callable[[Connection, str, int], None]
-"""``enqueue(connection, task_id, priority)`` inside the caller's transaction."""
-
 _BATCH = 500
-_PRIORITIES = ("P0", "P1", "P2", "P3")
 
 
 class _Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,17 +47,22 @@ class _Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SqlTaskStore:
-    """``ports.task_store.TaskStore``. ``enqueue`` None: this process hands nothing over."""
+    """``ports.task_store.TaskStore``. ``enqueue`` None: this process hands nothing over.
+
+    ``ended`` is called after each commit that ends a task.
+    """
 
     def __init__(
         self,
         database: Database,
-        enqueue: Enqueue | None = None,
+        enqueue: task_queue.Enqueue | None = None,
         *,
+        ended: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._database = database
         self._enqueue = enqueue
+        self._ended = ended
         self._now = now
 
     async def add(
@@ -63,6 +73,8 @@ class SqlTaskStore:
         enqueue: bool,
         telemetry: Sequence[Event] = (),
         live: Sequence[tuple[str, dict[str, Any]]] = (),
+        audit: Sequence[AuditNote] = (),
+        carried: str | None = None,
     ) -> tuple[Task, bool]:
         """Store a task, its first events and its place in the queue: all or nothing.
 
@@ -71,7 +83,7 @@ class SqlTaskStore:
         async with self._database.write() as connection:
             added = await connection.execute(
                 insert(self._database, schema.task)
-                .values(digest=digest, **_columns(task))
+                .values(digest=digest, **task_rows.columns(task))
                 .on_conflict_do_nothing()
                 .returning(schema.task.c.task_id)
             )
@@ -87,17 +99,20 @@ class SqlTaskStore:
                     raise Conflict(
                         f"task_id: {task.task_id} was submitted before with another body"
                     )
-                return _task(row.body), False
+                return task_rows.decode(row.body), False
+            await task_queue.record(self._database, connection, task)
             await queue(self._database, connection, telemetry)
-            await self._write_live(connection, task.task_id, live)
+            await task_rows.write_live(connection, task.task_id, live, at=self._now())
+            await self._write_carried(connection, task.task_id, carried)
+            await note(self._database, connection, audit, at=self._now())
             if enqueue:
-                await self._hand_over(connection, task)
+                task = await self._hand_over(connection, task)
         return task, True
 
     async def get(self, task_id: str) -> Task:
         """Read one task. Raises ``NotFound``."""
         async with self._database.read() as connection:
-            return await _read(connection, task_id)
+            return await task_rows.read(connection, task_id)
 
     async def all(self, which: TaskFilter, *, limit: int = 1000) -> list[Task]:
         """Read tasks, newest first; those over ``limit`` are left out."""
@@ -115,7 +130,7 @@ class SqlTaskStore:
                 query = query.where(column == wanted)
         async with self._database.read() as connection:
             rows = await connection.execute(query.limit(limit))
-            return [_task(body) for body in rows.scalars()]
+            return [task_rows.decode(body) for body in rows.scalars()]
 
     async def counts(self) -> dict[str, int]:
         """Count all tasks by status; statuses without a task are absent."""
@@ -155,27 +170,40 @@ class SqlTaskStore:
         telemetry: Sequence[Event] = (),
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         unless: frozenset[TaskStatus] = frozenset(),
+        seen: Sequence[Approval] | None = None,
         enqueue: bool = False,
+        audit: Sequence[AuditNote] = (),
+        carried: str | None = None,
     ) -> Task:
         """Set fields, write an iteration, queue telemetry and live events: all or nothing."""
         async with self._database.write() as connection:
-            before = await _read(connection, task_id, lock=True)
+            before = await task_rows.read(connection, task_id, lock=True)
             if before.status in unless:
                 return before
-            after = _changed(before, change)
-            if after != before:
-                await connection.execute(
-                    update(schema.task)
-                    .where(schema.task.c.task_id == task_id)
-                    .values(**_columns(after))
-                )
+            if seen is not None and before.approvals != list(seen):
+                return before
+            after = task_rows.changed(before, change)
+            await task_rows.write(connection, before, after)
             if iteration is not None:
                 await self._write_iteration(connection, task_id, iteration)
             await queue(self._database, connection, telemetry)
-            await self._write_live(connection, task_id, live)
+            await task_rows.write_live(connection, task_id, live, at=self._now())
+            await self._write_carried(connection, task_id, carried)
+            await note(self._database, connection, audit, at=self._now())
             if enqueue:
-                await self._hand_over(connection, after)
+                after = await self._hand_over(connection, after)
+        if after.status in FINAL_STATUSES and before.status not in FINAL_STATUSES:
+            self._ended()
         return after
+
+    async def carried(self, task_id: str) -> str | None:
+        """Read what the last iteration left for the next attempt; None: nothing."""
+        query = select(schema.task_carried.c.body).where(
+            schema.task_carried.c.task_id == task_id
+        )
+        async with self._database.read() as connection:
+            found: str | None = await connection.scalar(query)
+            return found
 
     async def iterations(self, task_id: str) -> list[Iteration]:
         """Read what was recorded, n ascending. Raises ``NotFound``."""
@@ -185,7 +213,7 @@ class SqlTaskStore:
             .order_by(schema.iteration.c.n)
         )
         async with self._database.read() as connection:
-            await _read(connection, task_id)
+            await task_rows.read(connection, task_id)
             rows = await connection.execute(query)
             return [
                 msgspec.json.decode(body, type=Iteration) for body in rows.scalars()
@@ -239,11 +267,16 @@ class SqlTaskStore:
                     .values(sent_at=at)
                 )
 
-    async def _hand_over(self, connection: AsyncConnection, one: Task) -> None:
+    async def _hand_over(self, connection: AsyncConnection, one: Task) -> Task:
+        """Give it to the engine, or say what it waits for."""
         if self._enqueue is None:
             raise RuntimeError("this task store was made without an engine")
-        priority = _PRIORITIES.index(one.priority)
-        await connection.run_sync(self._enqueue, one.task_id, priority)
+        after = await task_queue.ready(connection, one)
+        await task_rows.write(connection, one, after)
+        if not after.waits_for:
+            priority = task_queue.PRIORITIES.index(one.priority)
+            await connection.run_sync(self._enqueue, one.task_id, priority)
+        return after
 
     async def _write_iteration(
         self, connection: AsyncConnection, task_id: str, one: Iteration
@@ -255,33 +288,15 @@ class SqlTaskStore:
             .on_conflict_do_update(index_elements=["task_id", "n"], set_={"body": body})
         )
 
-    async def _write_live(
-        self,
-        connection: AsyncConnection,
-        task_id: str,
-        live: Sequence[tuple[str, dict[str, Any]]],
+    async def _write_carried(
+        self, connection: AsyncConnection, task_id: str, body: str | None
     ) -> None:
-        if not live:
+        if body is None:
             return
-        # The task's row is locked, so nobody else counts on from the same number.
-        last = await connection.scalar(
-            select(func.max(schema.task_event.c.id)).where(
-                schema.task_event.c.task_id == task_id
-            )
-        )
-        at = time_text(self._now())
         await connection.execute(
-            schema.task_event.insert(),
-            [
-                {
-                    "task_id": task_id,
-                    "id": n,
-                    "kind": kind,
-                    "at": at,
-                    "data": encode(data),
-                }
-                for n, (kind, data) in enumerate(live, (last or 0) + 1)
-            ],
+            insert(self._database, schema.task_carried)
+            .values(task_id=task_id, body=body)
+            .on_conflict_do_update(index_elements=["task_id"], set_={"body": body})
         )
 
 
@@ -322,37 +337,3 @@ class _Sums:
             cost_usd=self._cost,
             cost_unknown_tasks=self._unknown,
         )
-
-
-async def _read(
-    connection: AsyncConnection, task_id: str, *, lock: bool = False
-) -> Task:
-    query = select(schema.task.c.body).where(schema.task.c.task_id == task_id)
-    body = await connection.scalar(query.with_for_update() if lock else query)
-    if body is None:
-        raise NotFound.at("task_id", f"there is no task {task_id}")
-    return _task(body)
-
-
-def _task(body: str) -> Task:
-    return msgspec.json.decode(body, type=Task)
-
-
-def _columns(one: Task) -> dict[str, Any]:
-    return {
-        "task_id": one.task_id,
-        "status": one.status.value,
-        "priority": one.priority,
-        "phase": one.phase,
-        "created_at": time_text(one.created_at),
-        "body": encode(one),
-    }
-
-
-def _changed(before: Task, change: TaskChange) -> Task:
-    given = {
-        name: value
-        for name in change.__struct_fields__
-        if (value := getattr(change, name)) is not msgspec.UNSET
-    }
-    return msgspec.structs.replace(before, **given)
