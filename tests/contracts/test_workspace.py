@@ -1016,3 +1016,83 @@ async def test_a_branch_at_the_base_or_delivered_before_is_moved_on(
 
     assert await workspaces.deliver(TASK, second.commit) == branch
     assert git(repo, "rev-parse", branch).strip() == second.commit
+
+
+# --- fork ------------------------------------------------------------------------------
+
+
+async def test_a_fork_has_the_base_and_the_snapshots_and_shares_nothing(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "new.txt").write_text("one")
+    first = await taken(workspaces, base)
+    (workspaces.tree(TASK) / "new.txt").write_text("two")
+    second = await workspaces.snapshot(TASK, message="2", parent=first.commit)
+
+    made = await workspaces.fork(TASK, first.commit, into="f")
+    assert made == base
+    assert (workspaces.tree("f") / "new.txt").read_text() == "one"
+    assert await workspaces.diff("f", second.commit, base.base) != ""
+    (workspaces.tree("f") / "new.txt").write_text("mine")
+    # Made before: left as it is.
+    assert await workspaces.fork(TASK, second.commit, into="f") == base
+    assert await workspaces.prepare("f", spec(repo)) == base
+    assert (workspaces.tree("f") / "new.txt").read_text() == "mine"
+    third = await workspaces.snapshot("f", message="3", parent=first.commit)
+    inodes = [
+        {path.stat().st_ino for path in (folder / "history.git").rglob("*")}
+        for folder in (workspaces.folder(TASK), workspaces.folder("f"))
+    ]
+    assert not inodes[0] & inodes[1]
+    assert await workspaces.deliver("f", third.commit) == "nestor/f"
+    assert git(repo, "show", "nestor/f:new.txt") == "mine"
+    with pytest.raises(WorkspaceError):
+        await workspaces.reset(TASK, third.commit)
+
+
+async def test_a_fork_into_a_branch_of_somebody_else_is_refused(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    git(repo, "checkout", "-q", "-b", "nestor/f")
+    (repo / "mine.txt").write_text("mine")
+    commit_all(repo, "mine")
+    with pytest.raises(WorkspaceError, match="nestor/f"):
+        await workspaces.fork(TASK, base.base, into="f")
+    with pytest.raises(WorkspaceError, match="not prepared"):
+        await workspaces.fork("nobody", base.base, into="g")
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that handles errors sees it."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_fork_that_died_at_any_rename_is_made_again(
+    workspaces: GitWorkspaces,
+    repo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    rename, left = Path.rename, 0
+
+    def mortal(self: Path, target: Path) -> Path:
+        nonlocal left
+        there = rename(self, target) if moment == "after" else None
+        left -= 1
+        if left == 0:
+            raise Killed
+        return there or rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", mortal)
+    for number in (1, 2, 3):
+        left = number
+        name = f"f{number}"
+        with pytest.raises(Killed):
+            await workspaces.fork(TASK, base.base, into=name)
+        assert await workspaces.fork(TASK, base.base, into=name) == base
+        assert (workspaces.tree(name) / "run.sh").is_file()
+        assert await workspaces.diff(name, base.base, base.base) == ""
+        assert not list(workspaces.folder(name).glob("tmp-*"))

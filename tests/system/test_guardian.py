@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nestor.backends.sandbox import BubblewrapSandbox, NoSandbox, guardian
+from nestor.backends.sandbox import BubblewrapSandbox, NoSandbox, processes
 from nestor.errors import SandboxError
 from nestor.ports.sandbox import Mount, Sandbox, SandboxRun
 
@@ -108,16 +108,16 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     finally:
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         for pid, who in orphans.items():
-            if guardian.alive(who):
+            if processes.alive(who):
                 os.kill(pid, signal.SIGKILL)
         reap()
 
 
 def below(pid: int) -> Seen:
     found: Seen = {}
-    for child in guardian.descendants(pid):
+    for child in processes.descendants(pid):
         try:
-            found[child] = guardian.identity(child)
+            found[child] = processes.identity(child)
         except OSError:
             continue
     return found
@@ -130,7 +130,7 @@ def new_below(pid: int, others: Seen) -> Seen:
 async def gone(seen: Seen, *, within_s: float) -> float:
     """Wait until none of these processes is left; returns how long it took."""
     started = time.monotonic()
-    while left := [pid for pid, who in seen.items() if guardian.alive(who)]:
+    while left := [pid for pid, who in seen.items() if processes.alive(who)]:
         waited = time.monotonic() - started
         assert waited < within_s, (
             f"{len(left)} of {len(seen)} alive after {waited:.1f} s"
@@ -238,7 +238,7 @@ async def test_a_terminated_guardian_writes_its_result_after_all_are_gone(
 
     while not (bench.run_dir / "result.json").exists():
         await asyncio.sleep(0.001)
-    left = [pid for pid, who in seen.items() if guardian.alive(who)]
+    left = [pid for pid, who in seen.items() if processes.alive(who)]
     assert left in ([], [guardian_pid(seen)] if left else [])
     await worker.communicate()
 
@@ -252,7 +252,7 @@ async def test_a_new_worker_waits_for_what_a_killed_one_left(bench: Bench) -> No
     result = await bench.sandbox.run(bench.run("echo second"))
 
     assert result.output == "second\n"
-    assert not [pid for pid, who in seen.items() if guardian.alive(who)]
+    assert not [pid for pid, who in seen.items() if processes.alive(who)]
 
 
 async def test_a_slow_worker_still_gets_its_own_result(bench: Bench) -> None:

@@ -9,17 +9,13 @@ that a kill at any instant leaves either nothing or the whole.
 import asyncio
 import hashlib
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
-from nestor.backends.git import borders, listing, source, trees
+from nestor.backends.git import borders, folders, listing, source, trees
 from nestor.backends.git.command import Repository
 from nestor.backends.git.trees import Entry
 from nestor.errors import InvalidInput, WorkspaceError
@@ -30,19 +26,7 @@ from nestor.ports.workspace import Prepared, Snapshot
 DIFF_LIMIT_BYTES = 1024 * 1024
 _CUT = "\n[diff cut at 1 MiB]\n"
 _BASE = "refs/nestor/base"
-_TEMPORARY = "tmp-"
 _AGENT_CONFIG = "[user]\n\tname = Nestor\n\temail = nestor@localhost\n"
-
-
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """``prepared.json``: written last."""
-
-    base: str
-    tree: str
-    repo: str | None
-    head: str | None
-    """The user's commit under ``base``: the same, unless it has their dirty state."""
-    object_format: str
 
 
 class GitWorkspaces:
@@ -89,8 +73,8 @@ class GitWorkspaces:
     async def prepare(self, task_id: str, spec: TaskSpec) -> Prepared:
         """See Workspaces.prepare."""
         folder = self.folder(task_id)
-        await asyncio.to_thread(_sweep, folder)
-        record = _read_record(folder)
+        await asyncio.to_thread(folders.sweep, folder)
+        record = folders.read_record(folder)
         if record is None:
             record = await self._make_history(folder, task_id, spec)
         if not self.tree(task_id).is_dir():
@@ -100,14 +84,14 @@ class GitWorkspaces:
     async def reset(self, task_id: str, commit: str) -> None:
         """See Workspaces.reset. The agent's ``.git`` is made anew as well."""
         folder, record = self._prepared(task_id)
-        await asyncio.to_thread(_sweep, folder)
-        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        await asyncio.to_thread(folders.sweep, folder)
+        scratch = Path(tempfile.mkdtemp(prefix=folders.TEMPORARY, dir=folder))
         fresh = scratch / "workspace"
         clone = await trees.init(fresh, record.object_format, bare=False)
         history = self._history(task_id, work_tree=fresh, index=fresh / ".git/index")
         git_dir = fresh / ".git"
         await trees.unpack(history, await trees.read(history, commit))
-        await asyncio.to_thread(_copy_objects, folder / "history.git", git_dir)
+        await asyncio.to_thread(folders.copy_objects, folder / "history.git", git_dir)
         with (git_dir / "config").open("a") as config:
             config.write(_AGENT_CONFIG)
         branch = f"refs/heads/{branch_name(task_id)}"
@@ -116,7 +100,7 @@ class GitWorkspaces:
         with suppress(FileNotFoundError):
             (folder / "workspace").rename(scratch / "old")
         fresh.rename(folder / "workspace")
-        await asyncio.to_thread(_remove, scratch)
+        await asyncio.to_thread(folders.remove, scratch)
 
     async def snapshot(self, task_id: str, *, message: str, parent: str) -> Snapshot:
         """See Workspaces.snapshot.
@@ -169,7 +153,7 @@ class GitWorkspaces:
         self._prepared(task_id)
         git = self._history(task_id)
         tree = await trees.read(git, commit)
-        await asyncio.to_thread(_empty, into)
+        await asyncio.to_thread(folders.empty, into)
         with tempfile.TemporaryDirectory() as scratch:
             index = Path(scratch) / "index"
             await trees.unpack(replace(git, work_tree=into, index=index), tree)
@@ -209,17 +193,35 @@ class GitWorkspaces:
         )
         return branch
 
-    async def remove(self, *folders: Path) -> None:
+    async def fork(self, task_id: str, commit: str, *, into: str) -> Prepared:
+        """See Workspaces.fork. ``into`` gets a history of its own; nothing is shared.
+
+        Raises WorkspaceError where its branch holds commits of somebody else.
+        """
+        source_folder, known = self._prepared(task_id)
+        folder = self.folder(into)
+        await asyncio.to_thread(folders.sweep, folder)
+        record = folders.read_record(folder)
+        if record is None:
+            await self._refuse_taken(known, into)
+            record = await self._copy_history(
+                source_folder, folder, known, into, trees.checked(commit)
+            )
+        if not self.tree(into).is_dir():
+            await self.reset(into, commit)
+        return Prepared(base=record.base, tree=record.tree, repo=record.repo)
+
+    async def remove(self, *places: Path) -> None:
         """See Workspaces.remove."""
-        for folder in folders:
-            await asyncio.to_thread(_remove, folder)
+        for place in places:
+            await asyncio.to_thread(folders.remove, place)
 
     async def discard(self, task_id: str) -> None:
         """See Workspaces.discard. ``prepare`` or ``reset`` brings the tree back."""
         folder = self._path(task_id)
         if folder.is_dir():
-            await asyncio.to_thread(_remove, folder / "workspace")
-            await asyncio.to_thread(_sweep, folder)
+            await asyncio.to_thread(folders.remove, folder / "workspace")
+            await asyncio.to_thread(folders.sweep, folder)
 
     def _path(self, task_id: str) -> Path:
         if not TASK_ID.fullmatch(task_id) or task_id in {".", ".."}:
@@ -232,18 +234,18 @@ class GitWorkspaces:
         git_dir = self._path(task_id) / "history.git"
         return Repository(git_dir=git_dir, work_tree=work_tree, index=index)
 
-    def _prepared(self, task_id: str) -> tuple[Path, _Record]:
+    def _prepared(self, task_id: str) -> tuple[Path, folders.Record]:
         folder = self._path(task_id)
-        record = _read_record(folder)
+        record = folders.read_record(folder)
         if record is None:
             raise WorkspaceError(f"the workspace of task {task_id} is not prepared")
         return folder, record
 
     async def _make_history(
         self, folder: Path, task_id: str, spec: TaskSpec
-    ) -> _Record:
+    ) -> folders.Record:
         """Build ``history.git`` beside its place; the record of it is the last act."""
-        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=folders.TEMPORARY, dir=folder))
         built = scratch / "history.git"
         place = spec.workspace
         if place is None or place.repo is None:
@@ -261,21 +263,44 @@ class GitWorkspaces:
                 found, head, history, scratch, dirty=spec.include_dirty
             )
         await history.run("update-ref", f"refs/heads/{branch_name(task_id)}", base)
-        record = _Record(
+        record = folders.Record(
             base=base,
             tree=await history.line("rev-parse", "--verify", f"{base}^{{tree}}"),
             repo=str(path) if path else None,
             head=head,
             object_format=object_format,
         )
-        # Without a record nobody has used these: what an earlier attempt left behind.
-        await asyncio.to_thread(_remove, folder / "history.git")
-        await asyncio.to_thread(_remove, folder / "workspace")
-        built.rename(folder / "history.git")
-        (scratch / "prepared.json").write_bytes(msgspec.json.encode(record))
-        (scratch / "prepared.json").rename(folder / "prepared.json")
-        await asyncio.to_thread(_remove, scratch)
+        await asyncio.to_thread(folders.put_in_place, folder, scratch, record)
         return record
+
+    async def _copy_history(
+        self,
+        source_folder: Path,
+        folder: Path,
+        known: folders.Record,
+        into: str,
+        commit: str,
+    ) -> folders.Record:
+        """Build ``history.git`` of a fork as ``_make_history`` builds a new one."""
+        scratch = Path(tempfile.mkdtemp(prefix=folders.TEMPORARY, dir=folder))
+        built = scratch / "history.git"
+        history = await trees.init(built, known.object_format)
+        await asyncio.to_thread(
+            folders.copy_objects, source_folder / "history.git", built
+        )
+        await history.run("update-ref", _BASE, known.base)
+        await history.run("update-ref", f"refs/heads/{branch_name(into)}", commit)
+        await asyncio.to_thread(folders.put_in_place, folder, scratch, known)
+        return known
+
+    async def _refuse_taken(self, known: folders.Record, task_id: str) -> None:
+        if known.repo is None or known.head is None:
+            return
+        try:
+            found = await source.open_source(known.repo)
+            await source.refuse_taken(found, branch_name(task_id), known.head)
+        except InvalidInput as error:
+            raise WorkspaceError(str(error)) from error
 
 
 def branch_name(task_id: str) -> str:
@@ -322,46 +347,3 @@ def _restore(
 def _parents(path: bytes) -> list[bytes]:
     names = path.split(b"/")
     return [b"/".join(names[:count]) for count in range(1, len(names))]
-
-
-def _read_record(folder: Path) -> _Record | None:
-    try:
-        return msgspec.json.decode(
-            (folder / "prepared.json").read_bytes(), type=_Record
-        )
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise WorkspaceError(f"{folder / 'prepared.json'} is damaged") from error
-
-
-def _copy_objects(history: Path, git_dir: Path) -> None:
-    """Copy, never hard-link: the agent can write what it owns."""
-    shutil.copytree(history / "objects", git_dir / "objects", dirs_exist_ok=True)
-    with suppress(FileNotFoundError):
-        shutil.copyfile(history / "shallow", git_dir / "shallow")
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half-made."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(WorkspaceError):  # a git of that process may still write there
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a tree that somebody else filled: as deep and as closed as they like."""
-    remove = ["rm", "-rf", "--", str(path)]
-    if subprocess.run(remove, check=False, capture_output=True).returncode == 0:
-        return
-    open_up = ["chmod", "-R", "u+rwX", "--", str(path)]
-    subprocess.run(open_up, check=False, capture_output=True)
-    done = subprocess.run(remove, check=False, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise WorkspaceError(f"cannot remove {path}: {last}")
-
-
-def _empty(path: Path) -> None:
-    _remove(path)
-    path.mkdir(parents=True)

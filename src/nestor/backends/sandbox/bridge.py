@@ -5,9 +5,9 @@ says ``ready``, waits for ``go`` on the gate, starts the command with its limits
 writes ``end {"exit": n}`` or ``end {"signal": n}``. A command that cannot be started
 ends with 127 (not found) or 126, with a line in its output, as from a shell.
 
-With ``listen`` in the job it also listens on that loopback port of the (empty) network
-namespace and copies bytes to the Unix socket that the worker bound in: that socket is
-the only thing outside which can be reached.
+With ``ports`` in the job it also listens on those loopback ports of the (empty) network
+namespace and copies bytes to the Unix sockets that the worker bound in: those sockets
+are the only things outside which can be reached.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def main(job_fd: int, gate: int, status: int) -> None:
     if not os.read(gate, 1):
         return
     job: dict[str, Any] = json.loads(read_all(job_fd))
-    listener = listen(job["listen"]) if job["listen"] else None
+    listeners = [(listen(port), path) for port, path in job["ports"]]
     pid, failure = start(job)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda n, _: os.kill(pid, n) if pid else None)
-    if listener is not None:
-        serve(listener, job["socket"])
+    for listener, path in listeners:
+        serve(listener, path)
     end = {"exit": failure} if failure else wait(pid, wake_r)
     os.write(status, b"end " + json.dumps(end).encode() + b"\n")
     # Threads may still copy bytes; nobody is left to read them.

@@ -4,31 +4,44 @@ import asyncio
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from nestor.backends.sandbox.forwarder import Forwarder
+import msgspec
+
 from nestor.backends.sandbox.guarded import BRIDGE, Launch, kill_guarded, run_guarded
+from nestor.backends.sandbox.machine import certificates
 from nestor.backends.sandbox.mounts import checked, refuses, user_homes
+from nestor.backends.sandbox.networks import Reach
+from nestor.backends.sandbox.refusals import Refusals
+from nestor.backends.sandbox.ways_out import (
+    MODEL_PORT,
+    PROXY_PORT,
+    is_networked,
+    on_sockets,
+    proxy_environment,
+    reaches_models,
+)
 from nestor.errors import SandboxError
 from nestor.model.task import Network
 from nestor.ports.sandbox import SandboxResult, SandboxRun
 
-LISTEN = 8092
-"""The Coordinator's port, inside."""
-_SOCKET = "/run/nestor/coordinator.sock"
+_SOCKETS = ("/run/nestor/coordinator.sock", "/run/nestor/egress.sock")
 _BRIDGE = "/run/nestor/bridge.py"
 _HOME = "/home/agent"
-_ETC = (
+ETC = (
     "alternatives", "ca-certificates", "ca-certificates.conf", "ld.so.cache",
     "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release",
-    "pki/tls", "protocols", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo",
-    "java-17-openjdk", "java-21-openjdk",
+    "pki/ca-trust", "pki/tls", "protocols", "services", "ssl/ca-bundle.pem",
+    "ssl/cert.pem", "ssl/certs", "ssl/openssl.cnf", "terminfo",
+    "debian_version", "redhat-release", "lsb-release", "java-17-openjdk", "java-21-openjdk",
 )  # fmt: skip
 """What programs need of /etc. Nothing that may hold a secret."""
-_ETC_NETWORK = ("pip.conf", "npmrc", "host.conf", "gai.conf")
+ETC_NETWORK = ("pip.conf", "npmrc", "host.conf", "gai.conf")
 """Package managers' system-wide configuration: only where there is a network."""
-_SYSTEM = ("bin", "sbin", "lib", "lib64", "lib32")
+SYSTEM = ("bin", "sbin", "lib", "lib64", "lib32")
+"""Folders of / beside /usr that hold programs."""
 _PROC_HIDDEN = ("acpi", "scsi")
 _PROC_EMPTY = ("kcore", "keys", "timer_list", "kallsyms", "mtrr", "config.gz")
 _USERS = """\
@@ -47,9 +60,10 @@ _FILES = {
 }
 _RESOLV = "nameserver 10.0.2.3\n"
 """slirp4netns's own resolver, which asks the host's."""
+_TMPFS = ("/tmp", _HOME, "/dev/shm")  # noqa: S108 - the sandbox's own
 _TMP_BYTES = 4 * 1024**3
 _SHM_BYTES = 256 * 1024**2
-_REMEDY = "install bubblewrap and allow user namespaces, or set NESTOR_SANDBOX=none to run agents without isolation"
+_REMEDY = "install bubblewrap and allow user namespaces, or set NESTOR_SANDBOX=landlock (weaker), or none to run agents without isolation"
 
 Arguments = list[str | dict[str, object]]
 
@@ -57,15 +71,28 @@ Arguments = list[str | dict[str, object]]
 class BubblewrapSandbox:
     """Runs commands in bubblewrap.
 
-    Network ``full`` is a namespace of its own behind slirp4netns: the host's loopback
-    cannot be reached, its other addresses and private networks can.
+    Network ``full`` is a namespace of its own behind slirp4netns: the host's own
+    addresses and private networks cannot be reached.
     """
 
     name = "bubblewrap"
 
-    def __init__(self, *, coordinator_url: str, home: Path) -> None:
+    def __init__(
+        self,
+        *,
+        coordinator_url: str,
+        home: Path,
+        private_hosts: Sequence[str] = (),
+        cgroups: bool = True,
+    ) -> None:
+        """``private_hosts``: private addresses or networks that networks may lead to.
+
+        ``cgroups``: have the kernel hold memory limits where it can.
+        """
         self._coordinator_url = coordinator_url
         self._home = home
+        self._private_hosts = private_hosts
+        self._cgroups = cgroups
         self._works = False
 
     def probe(self) -> str | None:
@@ -94,33 +121,51 @@ class BubblewrapSandbox:
             self._works = True
         arguments: Arguments = [shutil.which("bwrap") or "bwrap"]
         arguments += _namespaces(run.network)
-        arguments += _system(run.network)
+        arguments += _system(run)
         for mount in mounts:
             arguments += ["--bind" if mount.writable else "--ro-bind"]
             arguments += [str(mount.host), mount.inside]
+        env = environment() | certificates()
+        refusals, reach = Refusals(), Reach(self._private_hosts)
         async with AsyncExitStack() as stack:
             arguments += ["--dir", "/run/nestor", "--ro-bind", str(BRIDGE), _BRIDGE]
-            listen = None
+            ports: list[tuple[int, str]] = []
+            if reaches_models(run):
+                ways = on_sockets(
+                    run,
+                    upstream=self._coordinator_url,
+                    home=self._home,
+                    reach=reach,
+                    refusals=refusals,
+                )
+                for path, inside in zip(
+                    await stack.enter_async_context(ways), _SOCKETS, strict=True
+                ):
+                    arguments += ["--ro-bind", str(path), inside]
+                ports = list(zip((MODEL_PORT, PROXY_PORT), _SOCKETS, strict=True))
             if run.network is Network.COORDINATOR:
-                forwarder = self._forwarder(run)
-                path = await stack.enter_async_context(forwarder.on_socket(self._home))
-                arguments += ["--ro-bind", str(path), _SOCKET]
-                listen = LISTEN
+                env |= proxy_environment(f"http://127.0.0.1:{PROXY_PORT}")
             arguments += ["--remount-ro", "/", "--info-fd", {"info": True}]
             launch = Launch(
                 prefix=arguments,
                 bridge=_BRIDGE,
                 argv=run.argv,
                 cwd=run.cwd,
-                env=environment() | dict(run.env),
+                env=env | dict(run.env),
                 stdin=run.stdin,
-                isolated=True,
+                sandboxed=True,
+                namespaced=True,
                 nproc=run.processes,
-                listen=listen,
-                socket=_SOCKET,
+                ports=ports,
+                tmpfs=_TMPFS,
+                writable=[str(mount.host) for mount in mounts if mount.writable],
+                cgroups=self._cgroups,
                 slirp4netns=_slirp4netns() if run.network is Network.FULL else None,
+                unreachable=reach.unreachable,
+                reachable=reach.reachable,
             )
-            return await run_guarded(run, launch)
+            result = await run_guarded(run, launch)
+        return msgspec.structs.replace(result, refused=refusals.texts)
 
     def refuses_mount(self, host: Path) -> str | None:
         """See ``ports.sandbox.Sandbox.refuses_mount``."""
@@ -129,16 +174,6 @@ class BubblewrapSandbox:
     async def kill(self, run_dir: Path) -> None:
         """See ``ports.sandbox.Sandbox.kill``."""
         await kill_guarded(run_dir)
-
-    def _forwarder(self, run: SandboxRun) -> Forwarder:
-        if run.task_key is None:
-            raise SandboxError(f"{run.name}: network coordinator needs a task key")
-        return Forwarder(
-            upstream=self._coordinator_url,
-            task_key=run.task_key,
-            trace_id=run.trace_id,
-            iteration=run.iteration,
-        )
 
 
 def environment() -> dict[str, str]:
@@ -174,29 +209,36 @@ def _namespaces(network: Network) -> list[str]:
     return arguments
 
 
-def _system(network: Network) -> Arguments:
+def _system(run: SandboxRun) -> Arguments:
     """Return the read-only system parts, and the private places to write."""
-    full = network is Network.FULL
+    full = run.network is Network.FULL
     arguments: Arguments = ["--ro-bind", "/usr", "/usr"]
-    for name in _SYSTEM:
+    for name in SYSTEM:
         path = Path("/", name)
         if path.is_symlink():
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
     for path in (
-        Path("/etc", name) for name in (*_ETC, *(_ETC_NETWORK if full else ()))
+        Path("/etc", name)
+        for name in (*ETC, *(ETC_NETWORK if is_networked(run) else ()))
     ):
         if path.exists():
             arguments += ["--ro-bind", str(path.resolve()), str(path)]
     for name, text in (_FILES | {"resolv.conf": _RESOLV} if full else _FILES).items():
         arguments += ["--ro-bind-data", {"data": text}, f"/etc/{name}"]
-    prefix = Path(sys.base_prefix).resolve()
+    prefix = python_prefix()
     if not prefix.is_relative_to("/usr"):
-        if any(person.is_relative_to(prefix) for person in user_homes()):
-            raise SandboxError(f"Python's prefix {prefix} holds the user's home")
         arguments += ["--ro-bind", str(prefix), str(prefix)]
     return [*arguments, *_kernel(), *_private()]
+
+
+def python_prefix() -> Path:
+    """Return where Python lies. Raises ``SandboxError`` when a home lies in it."""
+    prefix = Path(sys.base_prefix).resolve()
+    if any(person.is_relative_to(prefix) for person in user_homes()):
+        raise SandboxError(f"Python's prefix {prefix} holds the user's home")
+    return prefix
 
 
 def _kernel() -> list[str]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import aiohttp
 from aiohttp import hdrs, web
 
+from nestor.backends.sandbox.questions import ASK_PATH, Questions
+from nestor.backends.sandbox.refusals import Refusals
 from nestor.errors import SandboxError
 from nestor.telemetry.trace import traceparent
 
@@ -53,6 +55,8 @@ class Forwarder:
         trace_id: str,
         iteration: int | None,
         below: str = "",
+        refusals: Refusals | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self._upstream = upstream.rstrip("/")
         self._below = below
@@ -61,8 +65,8 @@ class Forwarder:
         if iteration is not None:
             self._headers["x-nestor-iteration"] = str(iteration)
         self._running = 0
-        self.refused = 0
-        """Requests that were not admitted."""
+        self._refusals = refusals or Refusals()
+        self._questions = questions
 
     @asynccontextmanager
     async def on_socket(self, home: Path) -> AsyncIterator[Path]:
@@ -112,15 +116,19 @@ class Forwarder:
                 yield _Factory(server)
             finally:
                 await server.shutdown(timeout=0.1)
-                if self.refused:
-                    log.warning("sandbox: %d requests refused", self.refused)
+                if refused := self._refusals.texts:
+                    log.warning("sandbox: refused: %s", "; ".join(refused[:5]))
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request from inside."""
         target = request.raw_path
         path = target.removeprefix(self._below)
-        if not target.startswith(self._below) or (request.method, path) not in ADMITTED:
-            self.refused += 1
+        ours = target.startswith(self._below)
+        if ours and self._questions and (request.method, path) == ("POST", ASK_PATH):
+            return await self._asked(self._questions, request)
+        if not ours or (request.method, path) not in ADMITTED:
+            shown = path if ours else "elsewhere"
+            self._refusals.add(f"request {request.method} {shown}")
             return _problem(403, "only the model API can be reached from here")
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
             return _problem(415, "send the body without content encoding")
@@ -131,6 +139,23 @@ class Forwarder:
             return await self._admitted(request, path)
         finally:
             self._running -= 1
+
+    async def _asked(
+        self, questions: Questions, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(_BODY_S):
+                body = await request.content.read(questions.most_bytes + 1)
+                while part := await request.content.read(questions.most_bytes + 1):
+                    body += part
+                    if len(body) > questions.most_bytes:
+                        break
+        except TimeoutError:
+            return _problem(408, "the body did not come")
+        status, answer = await questions.answer(body)
+        if isinstance(answer, str):
+            return _problem(status, answer)
+        return web.Response(body=answer, content_type="application/json")
 
     async def _admitted(
         self, request: web.BaseRequest, path: str

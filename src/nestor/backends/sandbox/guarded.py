@@ -15,7 +15,8 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from nestor.backends.sandbox import guardian
+from nestor.backends.sandbox import guardian, processes
+from nestor.backends.sandbox.machine import usual_memory
 from nestor.errors import SandboxError
 from nestor.ports.sandbox import SandboxResult, SandboxRun
 
@@ -29,6 +30,9 @@ GONE_S = 20.0
 NOFILE = 4096
 FSIZE = 4 * 1024**3
 """Largest file a command may write, in bytes."""
+DISK_BYTES = 8 * 1024**3
+"""What a command may add to its writable mounts when nothing else is said."""
+LIMITS = frozenset({"memory", "disk", "processes"})
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,11 +45,23 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str
     env: dict[str, str]
     stdin: bytes
-    isolated: bool
+    sandboxed: bool
+    namespaced: bool = False
+    """Whether a pid namespace is made, whose init the launcher names on ``info``."""
     nproc: int | None = None
-    listen: int | None = None
-    socket: str | None = None
+    ports: Sequence[tuple[int, str]] = ()
+    """Loopback ports inside, each with the Unix socket inside that it leads to."""
+    tmpfs: Sequence[str] = ()
+    """Places inside whose files are memory."""
+    writable: Sequence[str] = ()
+    """Host paths whose size the disk limit is on."""
+    cgroups: bool = True
+    """Whether the kernel may be asked to hold the memory limit."""
     slirp4netns: str | None = None
+    unreachable: Sequence[str] = ()
+    """Networks that slirp4netns may not lead to."""
+    reachable: Sequence[str] = ()
+    """Networks in these that it may."""
 
 
 class _End(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +118,8 @@ async def _guard(
     result = None
     try:
         if await stdout.readline() == b"done\n":
-            isolated = launch.isolated
-            result = await asyncio.to_thread(_result, run, token, isolated=isolated)
+            sandboxed = launch.sandboxed
+            result = await asyncio.to_thread(_result, run, token, sandboxed=sandboxed)
     finally:
         lease.cancel()
         stdin.close()
@@ -139,7 +155,7 @@ async def wait_gone(run_dir: Path, pid: int | None = None) -> None:
         if pid is not None and not _is_of(run_dir, pid):
             # A later run took the folder, which it does only once nothing was left.
             return
-        if not _locked(run_dir) and not guardian.alive(_about(run_dir).get("init")):
+        if not _locked(run_dir) and not processes.alive(_about(run_dir).get("init")):
             return
         await asyncio.sleep(0.05)
     raise SandboxError(f"processes of {run_dir} are still alive after {GONE_S:.0f} s")
@@ -180,14 +196,12 @@ def _job(run: SandboxRun, launch: Launch, token: str) -> bytes:
         "argv": list(launch.argv),
         "cwd": launch.cwd,
         "env": launch.env,
-        "listen": launch.listen,
-        "socket": launch.socket,
+        "ports": list(launch.ports),
         "limits": {
             "NPROC": launch.nproc,
             "NOFILE": NOFILE,
             "FSIZE": FSIZE,
             "CORE": 0,
-            "AS": run.memory_bytes,
         },
     }
     job = {
@@ -197,17 +211,25 @@ def _job(run: SandboxRun, launch: Launch, token: str) -> bytes:
         "launcher": [PYTHON, "-I", "-S", launch.bridge],
         "inner": inner,
         "stdin": base64.b64encode(launch.stdin).decode(),
-        "isolated": launch.isolated,
+        "namespaced": launch.namespaced,
         "slirp4netns": launch.slirp4netns,
+        "unreachable": list(launch.unreachable),
+        "reachable": list(launch.reachable),
         "timeout_s": run.timeout_s,
         "processes": run.processes,
+        "memory_bytes": run.memory_bytes or usual_memory(),
+        "cgroup": launch.cgroups,
+        "tmpfs": list(launch.tmpfs),
+        "writable": list(launch.writable),
+        "disk_bytes": run.disk_bytes or DISK_BYTES,
+        "disk_growth": run.disk_bytes is None,
         "output_limit_bytes": run.output_limit_bytes,
     }
     # ASCII with escapes: a lone surrogate in an argument must not stop the encoder.
     return json.dumps(job).encode() + b"\n"
 
 
-def _result(run: SandboxRun, token: str, *, isolated: bool) -> SandboxResult:
+def _result(run: SandboxRun, token: str, *, sandboxed: bool) -> SandboxResult:
     parts = []
     for name in ("output.old", "output"):
         with contextlib.suppress(FileNotFoundError):
@@ -231,7 +253,8 @@ def _result(run: SandboxRun, token: str, *, isolated: bool) -> SandboxResult:
         output=output,
         truncated=end.truncated,
         duration_s=end.duration_s,
-        sandboxed=isolated,
+        sandboxed=sandboxed,
+        limit=end.why if end.why in LIMITS else None,
     )
 
 
@@ -287,7 +310,7 @@ def _signal_guardian(run_dir: Path, number: int) -> None:
         fd = os.pidfd_open(pid)
         try:
             # Compared after the process is pinned, so it cannot change in between.
-            if guardian.alive(process):
+            if processes.alive(process):
                 signal.pidfd_send_signal(fd, number)
         finally:
             os.close(fd)

@@ -3,12 +3,12 @@
 Runs as ``python -I -S guardian.py`` beside the worker, standard library only. The first
 line of stdin is the job (JSON); every byte after it renews the worker's lease. The
 command and all its descendants are killed when stdin closes (the worker died), when no
-byte came for 8 s (the worker is stopped), at the time limit, on SIGTERM, and when there
-are more processes than allowed. ``result.json`` is written, whole or not at all, once
-every process is gone; the lock of the run folder is held until then.
+byte came for 8 s (the worker is stopped), at the time limit, on SIGTERM, and when they
+are too many, hold too much memory or have written too much. ``result.json`` is written,
+whole or not at all, once every process is gone; the lock of the run folder is held until
+then.
 
-This file is long because it must stand alone: it imports nothing of ours, so that it
-starts in 15 ms and nothing of ours can be imported into it.
+It imports the files beside it and nothing else of ours, so that it starts in 15 ms.
 
 It forks a keeper, which starts the command and ends it if the guardian is killed. Each
 has one thread and that thread never ends before its children: the kernel sends the
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -34,144 +33,39 @@ import time
 TYPE_CHECKING = False  # typing costs 6 ms at start
 if TYPE_CHECKING:
     from typing import Any
+if TYPE_CHECKING or __name__ != "__main__":
+    from nestor.backends.sandbox.output import Output, memfd, write_whole
+    from nestor.backends.sandbox.processes import (
+        PR_SET_CHILD_SUBREAPER,
+        alive,
+        descendants,
+        identity,
+        keeper,
+        kill_all,
+        prctl,
+        threads_of_the_machine,
+    )
+    from nestor.backends.sandbox.usage import Cgroup, Disk, Memory
+else:
+    # Isolated mode leaves our folder out. Last, so that it hides nothing of Python's.
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from output import Output, memfd, write_whole
+    from processes import (
+        PR_SET_CHILD_SUBREAPER,
+        alive,
+        descendants,
+        identity,
+        keeper,
+        kill_all,
+        prctl,
+        threads_of_the_machine,
+    )
+    from usage import Cgroup, Disk, Memory
 
 LEASE_S = 8.0
 LOCK_WAIT_S = 10.0
 TICK_S = 0.1
 BUSY, ORPHAN = 75, 76
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-NS_GET_USERNS = 0xB701
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def stat_fields(pid: int | str) -> list[str]:
-    """Return ``/proc/PID/stat`` after the name: [1] parent, [17] threads, [19] start."""
-    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib costs 8 ms
-        return file.read().rpartition(b")")[2].decode().split()
-
-
-def identity(pid: int) -> tuple[int, str]:
-    """Name a process for good: pids come back, with another start time."""
-    return pid, stat_fields(pid)[19]
-
-
-def descendants(root: int) -> dict[int, int]:
-    """Return every process below ``root`` with its number of threads."""
-    children: dict[int, list[tuple[int, int]]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 - see above
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                fields = stat_fields(name)
-                entry = (int(name), int(fields[17]))
-                children.setdefault(int(fields[1]), []).append(entry)
-    found: dict[int, int] = {}
-    todo = [root]
-    while todo:
-        for pid, threads in children.get(todo.pop(), ()):
-            if pid not in found:
-                found[pid] = threads
-                todo.append(pid)
-    return found
-
-
-def kill_all() -> None:
-    """Kill every descendant and return once none is left, however they detached.
-
-    This process is the subreaper, so whoever loses a parent becomes its child: no
-    children left means no descendants left.
-    """
-    pause = 0.001
-    while True:
-        for pid in descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # The group first: a fork cannot slip past a signal to its group.
-                group = os.getpgid(pid)
-                if group != os.getpgrp():
-                    os.killpg(group, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
-
-
-def alive(process: object) -> bool:
-    """Tell whether ``[pid, start]`` still runs, and not another under its number.
-
-    For the init of a pid namespace a no means that the whole namespace is empty: the
-    kernel lets it become a zombie only after everyone else in there is gone.
-    """
-    if not isinstance(process, (list, tuple)) or len(process) != 2:  # noqa: PLR2004
-        return False
-    pid, start = process
-    try:
-        fields = stat_fields(pid)
-    except OSError:
-        return False
-    return fields[0] not in "ZX" and fields[19] == start
-
-
-def write_whole(path: str, value: object, *, durable: bool) -> None:
-    """Replace a file so that a reader sees the old content or the new, nothing between."""
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(fd, json.dumps(value).encode())
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)  # noqa: PTH105
-    if not durable:
-        return
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)  # noqa: PTH120
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-class Output:
-    """The newest ``limit`` bytes on disk at most, as ``output.old`` then ``output``."""
-
-    def __init__(self, run_dir: str, limit: int) -> None:
-        self.path = f"{run_dir}/output"
-        self.half = max(limit // 2, 1)
-        self.truncated = False
-        self._remove(f"{self.path}.old")
-        self._open()
-
-    def write(self, data: bytes) -> None:
-        """Append; when half the limit is reached, the older half makes room."""
-        while data:
-            if self.size >= self.half:
-                os.close(self.fd)
-                if os.path.exists(f"{self.path}.old"):  # noqa: PTH110
-                    self.truncated = True
-                os.replace(self.path, f"{self.path}.old")  # noqa: PTH105
-                self._open()
-            part = data[: self.half - self.size]
-            try:
-                self.size += os.write(self.fd, part)
-            except OSError:
-                # A full disk must not stop the guardian from guarding.
-                self.truncated = True
-                return
-            data = data[len(part) :]
-
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        self.fd = os.open(self.path, flags, 0o600)
-        self.size = 0
-
-    @staticmethod
-    def _remove(path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108
 
 
 class Lease:
@@ -208,6 +102,7 @@ class Guardian:
         self.status = b""
         self.started: float | None = None
         self.note = ""
+        self.cgroup: Cgroup | None = None
         self.wake_r, self.wake_w = os.pipe()
         for fd in (self.wake_r, self.wake_w):
             os.set_blocking(fd, False)
@@ -230,15 +125,27 @@ class Guardian:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.run_dir}/result.json")  # noqa: PTH108
         self.output = Output(self.run_dir, self.job["output_limit_bytes"])
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         with contextlib.suppress(OSError):
             # As root: stay on the processor however many processes the command starts.
             os.setpriority(os.PRIO_PROCESS, 0, -10)
         began = time.monotonic()
         self.record(None)
+        if self.job["cgroup"]:
+            name = f"{os.getpid()}-{self.job['token'][:12]}"
+            self.cgroup = Cgroup.made(self.job["memory_bytes"], name)
+        self.memory = Memory(self.job["memory_bytes"], self.cgroup)
+        self.disk = Disk(
+            self.job["writable"], self.job["disk_bytes"], growth=self.job["disk_growth"]
+        )
         self.start()
         why = self.watch()
         kill_all()
+        if why == "end" and self.memory.exceeded(tuple):
+            # The kernel took the command before we looked.
+            why = self.limited("memory", self.memory.said)
+        if self.cgroup is not None:
+            self.cgroup.remove()
         self.drain()
         write_whole(
             f"{self.run_dir}/result.json", self.result(why, began), durable=True
@@ -321,7 +228,14 @@ class Guardian:
             # Held here, these would hide the guardian's end from those who wait for it.
             os.close(self.keep)
             os.close(self.gate)
-            keeper(argv, stdin=stdin, output=out_w, passed=passed, guardian=keep_r)
+            keeper(
+                argv,
+                stdin=stdin,
+                output=out_w,
+                passed=passed,
+                guardian=keep_r,
+                cgroup=self.cgroup,
+            )
         passed.append(keep_r)
         for fd in {out_w, stdin, info_w, *passed}:
             os.close(fd)
@@ -332,8 +246,7 @@ class Guardian:
             self.poll.register(fd, select.POLLIN)
 
     def watch(self) -> str:
-        """Return why it ended: end, timeout, sigterm, lease, processes, failed."""
-        limit = self.job["processes"]
+        """Return why it ended: end, timeout, sigterm, lease, failed, or a limit's name."""
         calm = threads_of_the_machine()
         while True:
             events = self.poll.poll(TICK_S * 1000)
@@ -346,17 +259,37 @@ class Guardian:
             if self.lease.lost:
                 return "lease"
             now = time.monotonic()
-            if self.started is not None and now - self.started > self.job["timeout_s"]:
-                return "timeout"
-            # RLIMIT_NPROC does not bind root; the cheap figure says when to count.
-            if not events and threads_of_the_machine() - calm < limit // 2:
+            if self.started is None:
                 continue
-            if threads_of_the_machine() - calm >= limit // 2:
-                count = sum(descendants(os.getpid()).values())
-                # Ours: keeper, launcher, bubblewrap's two, slirp4netns.
-                if count > limit + 5:
-                    self.note = f"\nnestor: killed: more than {limit} processes\n"
-                    return "processes"
+            if now - self.started > self.job["timeout_s"]:
+                return "timeout"
+            if why := self.over_a_limit(calm):
+                return why
+
+    def over_a_limit(self, calm: int) -> str:
+        """Look whether a limit is exceeded; ``calm``: the machine's threads at the start."""
+        limit = self.job["processes"]
+        # RLIMIT_NPROC does not bind root; the cheap figure says when to count.
+        if threads_of_the_machine() - calm >= limit // 2:
+            count = sum(descendants(os.getpid()).values())
+            # Ours: keeper, launcher, bubblewrap's two, slirp4netns.
+            if count > limit + 5:
+                return self.limited("processes", f"more than {limit} processes")
+        if self.memory.exceeded(self.all_pids):
+            return self.limited("memory", self.memory.said)
+        if why := self.disk.exceeded(self.all_pids):
+            return self.limited("disk", why)
+        return ""
+
+    def limited(self, limit: str, why: str) -> str:
+        """Leave a line for people, at the end of the output."""
+        self.note = f"\nnestor: killed: {why} ({limit} limit)\n"
+        return limit
+
+    @staticmethod
+    def all_pids() -> dict[int, int]:
+        """Everybody below us."""
+        return descendants(os.getpid())
 
     def take(self, fd: int) -> None:
         """Read what one descriptor has."""
@@ -382,12 +315,15 @@ class Guardian:
 
     def go(self) -> None:
         """Let the command start, now that all that is needed to end it is written down."""
-        if self.job["isolated"]:
+        if self.job["namespaced"]:
             info = b""
             while b"}" not in info and (data := os.read(self.info_r, 4096)):
                 info += data
             init = int(json.loads(info)["child-pid"])
             self.record(init)
+            self.memory.tmpfs = tuple(
+                f"/proc/{init}/root{place}" for place in self.job["tmpfs"]
+            )
             if self.job["slirp4netns"]:
                 self.connect(init)
         self.started = time.monotonic()
@@ -395,25 +331,17 @@ class Guardian:
             os.write(self.gate, b"g")
 
     def connect(self, init: int) -> None:
-        """Give the sandbox's own network namespace a way out, but none to our loopback."""
-        net = os.open(f"/proc/{init}/ns/net", os.O_RDONLY)
-        owner = fcntl.ioctl(net, NS_GET_USERNS)
-        ready_r, ready_w = os.pipe()
-        exit_r, self.slirp_alive = os.pipe()
-        argv = [
-            self.job["slirp4netns"], "--configure", "--mtu=65520",
-            "--disable-host-loopback", "--netns-type=path",
-            f"--userns-path=/proc/self/fd/{owner}", f"--ready-fd={ready_w}",
-            f"--exit-fd={exit_r}", f"/proc/self/fd/{net}", "tap0",
-        ]  # fmt: skip
-        error = os.open("/dev/null", os.O_RDWR)
-        passed = [net, owner, ready_w, exit_r]
-        spawn(argv, stdin=error, output=error, passed=passed)
-        for fd in (net, owner, ready_w, exit_r, error):
-            os.close(fd)
-        if not (select.select([ready_r], [], [], 5)[0] and os.read(ready_r, 1)):
-            raise RuntimeError("slirp4netns did not come up")
-        os.close(ready_r)
+        """Give the sandbox's own network namespace a way to the internet."""
+        if TYPE_CHECKING or __name__ != "__main__":
+            from nestor.backends.sandbox.routes import connect  # noqa: PLC0415
+        else:
+            from routes import connect  # noqa: PLC0415 - 8 ms that most commands do not need
+        self.slirp_alive = connect(
+            init,
+            self.job["slirp4netns"],
+            unreachable=self.job["unreachable"],
+            reachable=self.job["reachable"],
+        )
 
     def ended(self) -> bool:
         """The command has ended, or whoever was to start it has."""
@@ -451,85 +379,6 @@ class Guardian:
             "truncated": self.output.truncated,
             "duration_s": round(time.monotonic() - begun, 4),
         }
-
-
-def threads_of_the_machine() -> int:
-    """Number of threads that exist, from one read."""
-    with open("/proc/loadavg", "rb") as file:  # noqa: PTH123
-        return int(file.read().split()[3].partition(b"/")[2])
-
-
-def memfd(data: bytes) -> int:
-    """Return an anonymous file with this content, at its beginning."""
-    fd = os.memfd_create("nestor")
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def keeper(
-    argv: list[str], *, stdin: int, output: int, passed: list[int], guardian: int
-) -> None:
-    """Stand between guardian and command, and end the command when the guardian is gone.
-
-    Parent-death signals alone leave gaps: bubblewrap's child arms its own only after it
-    was started, and without isolation grandchildren have none. Whoever loses a parent
-    becomes this process's child. The lock is inherited, so it is held until all is gone.
-    """
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        wake_r, wake_w = os.pipe()
-        for fd in (wake_r, wake_w):
-            os.set_blocking(fd, False)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        child = spawn(argv, stdin=stdin, output=output, passed=passed)
-        for fd in {stdin, output, *passed}:
-            os.close(fd)
-        ended = False
-        while not ended:
-            ready = select.select([guardian, wake_r], [], [])[0]
-            with contextlib.suppress(BlockingIOError):
-                os.read(wake_r, 4096)
-            with contextlib.suppress(ChildProcessError):
-                while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                    ended = ended or pid == child
-            ended = ended or guardian in ready
-        kill_all()
-    finally:
-        os._exit(0)
-
-
-def spawn(argv: list[str], *, stdin: int, output: int, passed: list[int]) -> int:
-    """Start a program in its own session, without environment, dying with its parent."""
-    me = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != me:
-            os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as f:  # noqa: PTH123
-            f.write(b"500")  # short of memory, the kernel takes the command first
-        os.dup2(stdin, 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        for fd in passed:
-            os.set_inheritable(fd, True)
-        os.execve(argv[0], argv, {})  # noqa: S606
-    except BaseException as error:  # noqa: BLE001 - nothing may return from the child
-        os.write(2, f"nestor: cannot start {argv[0]}: {error}\n".encode())
-    finally:
-        os._exit(127)
 
 
 def read_job() -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ def checked(run: SandboxRun, *, home: Path) -> list[Mount]:
     Raises ``SandboxError`` that names the path for one that does not exist, that would
     show the data folder, a user's home, keys, sockets, the system's own state or the
     run folder, or that would hide a part of the sandbox. Of the data folder only what
-    lies below ``tasks/ID/`` and ``setup/`` may be seen: the harness's own work.
+    lies below ``tasks/ID/``, ``setup/`` and ``agents/`` may be seen: the harness's own work.
     """
     return [_checked(mount, home=home.resolve(), run_dir=run.run_dir.resolve()) for mount in run.mounts]  # fmt: skip
 
@@ -85,7 +85,7 @@ def _refused(  # noqa: PLR0911 - one reason a line
 
 def _harness_own(parts: Sequence[str]) -> bool:
     match parts:
-        case ("tasks", _, _, *_) | ("setup", _, *_):
+        case ("tasks", _, _, *_) | ("setup", _, *_) | ("agents", _, *_):
             return True
         case _:
             return False

@@ -2,12 +2,13 @@
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path, PurePosixPath
 
-from nestor.backends.sandbox.bubblewrap import LISTEN, environment
-from nestor.backends.sandbox.forwarder import Forwarder
+import msgspec
+
+from nestor.backends.sandbox.bubblewrap import environment
 from nestor.backends.sandbox.guarded import (
     BRIDGE,
     Launch,
@@ -15,10 +16,13 @@ from nestor.backends.sandbox.guarded import (
     make_private,
     run_guarded,
 )
+from nestor.backends.sandbox.machine import certificates
 from nestor.backends.sandbox.mounts import checked, refuses
-from nestor.errors import SandboxError
-from nestor.model.task import Network
+from nestor.backends.sandbox.refusals import Refusals
+from nestor.backends.sandbox.ways_out import MODEL_PORT, forwarder_of, reaches_models
 from nestor.ports.sandbox import Mount, SandboxResult, SandboxRun
+
+_HOME = "/home/agent"
 
 
 class NoSandbox:
@@ -32,9 +36,12 @@ class NoSandbox:
 
     name = "none"
 
-    def __init__(self, *, coordinator_url: str, home: Path) -> None:
+    def __init__(
+        self, *, coordinator_url: str, home: Path, cgroups: bool = True
+    ) -> None:
         self._coordinator_url = coordinator_url
         self._home = home
+        self._cgroups = cgroups
 
     def probe(self) -> str | None:
         """Nothing is needed, so this always works."""
@@ -44,33 +51,30 @@ class NoSandbox:
         """See ``ports.sandbox.Sandbox.run``."""
         place = run.run_dir / "home"
         make_private(place)
-        swap = _Swap(checked(run, home=self._home), home=place.resolve())
+        mounts = checked(run, home=self._home)
+        swap = Swap(mounts, {_HOME: place.resolve()})
+        refusals = Refusals()
         async with AsyncExitStack() as stack:
-            if run.network is Network.COORDINATOR:
-                if run.task_key is None:
-                    raise SandboxError(
-                        f"{run.name}: network coordinator needs a task key"
-                    )
+            if reaches_models(run):
                 below = f"/{secrets.token_urlsafe(24)}"
-                forwarder = Forwarder(
-                    upstream=self._coordinator_url,
-                    task_key=run.task_key,
-                    trace_id=run.trace_id,
-                    iteration=run.iteration,
-                    below=below,
+                forwarder = forwarder_of(
+                    run, upstream=self._coordinator_url, refusals=refusals, below=below
                 )
                 port = await stack.enter_async_context(forwarder.on_port())
                 swap.address = f"http://127.0.0.1:{port}{below}"
-            env = environment() | dict(run.env)
+            env = environment() | certificates() | dict(run.env)
             launch = Launch(
                 bridge=str(BRIDGE),
                 argv=[swap.text(part) for part in run.argv],
                 cwd=swap.text(run.cwd),
                 env={name: swap.text(value) for name, value in env.items()},
                 stdin=swap.data(run.stdin),
-                isolated=False,
+                sandboxed=False,
+                writable=[str(mount.host) for mount in mounts if mount.writable],
+                cgroups=self._cgroups,
             )
-            return await run_guarded(run, launch)
+            result = await run_guarded(run, launch)
+        return msgspec.structs.replace(result, refused=refusals.texts)
 
     def refuses_mount(self, host: Path) -> str | None:
         """See ``ports.sandbox.Sandbox.refuses_mount``."""
@@ -81,12 +85,13 @@ class NoSandbox:
         await kill_guarded(run_dir)
 
 
-class _Swap:
+class Swap:
     """Rewrites paths inside to host paths; the longest mount wins."""
 
-    def __init__(self, mounts: Sequence[Mount], *, home: Path) -> None:
+    def __init__(self, mounts: Sequence[Mount], places: Mapping[str, Path]) -> None:
+        """``places``: more paths inside, with the host's folder for each."""
         self._hosts = {str(PurePosixPath(m.inside)): str(m.host) for m in mounts}
-        self._hosts["/home/agent"] = str(home)
+        self._hosts |= {inside: str(host) for inside, host in places.items()}
         longest = sorted(self._hosts, key=len, reverse=True)
         names = "|".join(re.escape(name) for name in longest)
         # A whole path component, and not the tail of a longer path.
@@ -97,7 +102,7 @@ class _Swap:
         """Return ``value`` as the host needs it."""
         value = self._pattern.sub(lambda found: self._hosts[found[0]], value)
         if self.address is not None:
-            value = value.replace(f"http://127.0.0.1:{LISTEN}", self.address)
+            value = value.replace(f"http://127.0.0.1:{MODEL_PORT}", self.address)
         return value
 
     def data(self, value: bytes) -> bytes:
