@@ -8,6 +8,7 @@ import pytest
 
 from nestor.backends.agents import backends
 from nestor.backends.agents.command import CommandAgent
+from nestor.backends.agents.programs import PROGRAMS
 from nestor.errors import InvalidInput
 from nestor.model.task import TaskSpec
 from nestor.ports.agent import AgentBackend, AgentCommand, Brief
@@ -52,19 +53,39 @@ def run(command: AgentCommand, cwd: Path) -> SandboxResult:
 
 
 @pytest.fixture(params=NAMES)
-def backend(request: pytest.FixtureRequest) -> AgentBackend:
+def backend(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AgentBackend:
+    """Each one, with a stand-in for its program on PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for program in PROGRAMS.values():
+        stand_in = folder / program.command
+        stand_in.write_text("#!/bin/sh\nexit 0\n")
+        stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return backends()[request.param]
 
 
-def test_both_backends_are_there() -> None:
-    assert NAMES == ["builtin", "command"]
-    assert backends()["builtin"].needs_model
-    assert not backends()["command"].needs_model
+def test_every_backend_is_there() -> None:
+    assert NAMES == ["aider", "builtin", "claude", "codex", "command", "continue",
+                     "goose", "mini", "opencode"]  # fmt: skip
+    assert [n for n, one in backends().items() if not one.needs_model] == ["command"]
 
 
 def test_a_backend_can_run_here_and_carries_its_own_name(backend: AgentBackend) -> None:
     assert backend.unavailable() is None
     assert backends()[backend.name].name == backend.name
+
+
+def test_a_backend_says_where_its_program_is(backend: AgentBackend) -> None:
+    assert backend.look().path is not None
+
+
+def test_a_prompt_is_never_taken_for_an_option(backend: AgentBackend) -> None:
+    command = backend.command(brief(prompt="--version\n-h"))
+    assert b"--version" in command.stdin
+    assert not any("--version" in part for part in command.argv)
 
 
 def test_a_command_line_is_a_list_and_its_mounts_exist_and_are_read_only(
@@ -74,7 +95,7 @@ def test_a_command_line_is_a_list_and_its_mounts_exist_and_are_read_only(
     assert all(isinstance(part, str) and part for part in command.argv)
     assert all("\0" not in part for part in command.argv)
     for mount in command.mounts:
-        assert mount.host.is_file()
+        assert mount.host.exists()
         assert not mount.writable
 
 
@@ -224,9 +245,13 @@ def test_the_program_of_the_builtin_agent_needs_nothing_but_python(
     tmp_path: Path,
 ) -> None:
     command = backends()["builtin"].command(brief())
-    program = shutil.copy(command.mounts[0].host, tmp_path / "agent.py")
+    (mount,) = command.mounts
+    inside = tmp_path / mount.inside.rpartition("/")[2]
+    shutil.copytree(mount.host, inside)
+    *start, place = command.argv
+    assert place == mount.inside
     done = subprocess.run(
-        ["python3", "-I", program],
+        [*start, str(inside)],
         input=b"not json",
         env={"PATH": "/usr/bin:/bin"},
         capture_output=True,

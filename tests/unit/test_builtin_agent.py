@@ -1,65 +1,14 @@
 """The builtin agent as it runs: a process in a folder, with a scripted model."""
 
-import asyncio
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.servers.scripted_model import Rule, ScriptedModel
+from tests.unit.builtin_rig import call, raw_call, results, run, script
 
-from nestor.backends.agents.builtin import END, PROGRAM
-
-
-class Ran:
-    """How one run ended."""
-
-    def __init__(self, code: int | None, output: str) -> None:
-        self.code = code
-        self.output = output
-        last = output.splitlines()[-1]
-        assert last.startswith(END), output
-        self.end: dict[str, Any] = json.loads(last.removeprefix(END))
-
-
-async def run(
-    cwd: Path, model: ScriptedModel, prompt: str = "fix it", *, timeout_s: float = 60
-) -> Ran:
-    told = {"prompt": prompt, "model_base_url": model.base_url, "backoff_s": 0.01}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", str(PROGRAM)),
-        cwd=cwd,
-        env={"PATH": os.defpath, "HTTP_PROXY": "http://127.0.0.1:9"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(timeout_s):
-        out, _ = await process.communicate(json.dumps(told).encode())
-    return Ran(process.returncode, out.decode())
-
-
-def call(name: str, **arguments: object) -> dict[str, Any]:
-    return {"name": name, "arguments": arguments}
-
-
-def raw_call(name: str, arguments: object) -> dict[str, Any]:
-    function = {"name": name, "arguments": arguments}
-    return {"id": "raw", "type": "function", "function": function}
-
-
-def script(*turns: list[dict[str, Any]]) -> list[Rule]:
-    """One reply a turn, then done."""
-    rules = [Rule(nth=n, tool_calls=calls) for n, calls in enumerate(turns, 1)]
-    return [*rules, Rule(tool_calls=[call("done", summary="finished")])]
-
-
-def results(model: ScriptedModel) -> list[str]:
-    """What the tools answered, as the last request has it."""
-    messages = model.chats[-1].body["messages"]
-    return [m["content"] for m in messages if m["role"] == "tool"]
+from nestor.backends.agents.builtin import END
 
 
 @pytest.fixture
@@ -95,7 +44,7 @@ async def test_it_looks_edits_checks_and_says_done(work: Path) -> None:
     first = model.chats[0].body
     assert first["messages"][1] == {"role": "user", "content": "make x three"}
     assert [tool["function"]["name"] for tool in first["tools"]] == [
-        *("bash", "write_file", "done")
+        *("bash", "read_file", "search", "edit_file", "write_file", "done")
     ]
     assert (first["model"], first["stream"]) == ("auto", False)
 
@@ -213,10 +162,9 @@ async def test_a_server_that_is_not_there_is_an_error(work: Path) -> None:
     assert "did not answer" in ran.end["summary"]
 
 
-async def test_an_endless_loop_is_cut_and_claims_nothing(work: Path) -> None:
-    async with ScriptedModel(
-        [Rule(tool_calls=[call("bash", command="true")])]
-    ) as model:
+async def test_work_without_an_end_is_cut_and_claims_nothing(work: Path) -> None:
+    rules = [Rule(tool_calls=[call("bash", command="echo x >> n; wc -l < n")])]
+    async with ScriptedModel(rules) as model:
         ran = await run(work, model)
     assert ran.end == {
         "claims_done": False,
@@ -227,11 +175,48 @@ async def test_an_endless_loop_is_cut_and_claims_nothing(work: Path) -> None:
     assert len(model.chats) == 30
 
 
-async def test_text_without_a_call_is_a_final_answer(work: Path) -> None:
+async def test_a_call_that_gives_the_same_again_is_told_once_and_then_ends_it(
+    work: Path,
+) -> None:
+    circle = [call("bash", command="cat missing"), call("bash", command="ls")]
+    async with ScriptedModel([Rule(tool_calls=circle)]) as model:
+        ran = await run(work, model)
+    assert (ran.end["error"], ran.end["claims_done"]) == ("agent_error", False)
+    assert "called 4 times with the same result" in ran.end["summary"]
+    told = [n for n, text in enumerate(results(model)) if "third time" in text]
+    assert told == [4, 5]
+    assert len(model.chats) == 4
+
+
+async def test_the_same_check_after_each_change_is_no_circle(work: Path) -> None:
+    turns = []
+    for n in range(6):
+        turns.append([call("write_file", path="a", content=str(n))])
+        turns.append([call("bash", command="echo fails; exit 1")])
+    async with ScriptedModel(script(*turns)) as model:
+        ran = await run(work, model)
+    assert (ran.end["claims_done"], ran.end["turns"]) == (True, 13)
+    assert not any("third time" in text for text in results(model))
+
+
+async def test_its_own_wall_clock_ends_it(work: Path) -> None:
+    rules = script([call("bash", command="sleep 300")])
+    async with ScriptedModel(rules) as model:
+        ran = await run(work, model, time_s=1.0, timeout_s=20)
+    assert (ran.end["error"], ran.end["claims_done"]) == ("timeout", False)
+    assert "its time of 1 s is used up" in ran.end["summary"]
+
+
+async def test_text_without_a_call_is_nudged_once_and_then_final(work: Path) -> None:
     async with ScriptedModel([Rule(reply="It was already right.")]) as model:
         ran = await run(work, model)
-    assert (ran.end["claims_done"], ran.end["turns"]) == (True, 1)
+    assert (ran.end["claims_done"], ran.end["turns"]) == (True, 2)
     assert ran.end["summary"] == "It was already right."
+    assert model.chats[1].body["messages"][-1]["role"] == "user"
+    rules = [Rule(nth=1, reply="First I look."), *script()]
+    async with ScriptedModel(rules) as model:
+        ran = await run(work, model)
+    assert (ran.end["claims_done"], ran.end["summary"]) == (True, "finished")
 
 
 async def test_empty_replies_are_asked_again_and_then_an_error(work: Path) -> None:
@@ -250,17 +235,6 @@ async def test_huge_output_is_bounded_head_and_tail(work: Path) -> None:
     assert answer.endswith("x\nlast\n")
     assert "bytes left out" in answer
     assert len(ran.output) < 40 * 1024
-
-
-async def test_a_long_conversation_drops_its_oldest_results(work: Path) -> None:
-    loud = [call("bash", command="head -c 9000 /dev/zero | tr '\\0' x")]
-    async with ScriptedModel(script(*[loud] * 16)) as model:
-        ran = await run(work, model)
-    assert ran.end["claims_done"]
-    answers = results(model)
-    assert answers[0] == "[older output dropped]"
-    assert answers[-1].startswith("exit code: 0\n")
-    assert len(json.dumps(model.chats[-1].body["messages"])) < 110 * 1024
 
 
 async def test_output_cannot_pass_for_the_end_line(work: Path) -> None:
@@ -353,29 +327,15 @@ async def test_a_command_has_no_terminal_and_no_input(work: Path) -> None:
 
 
 async def test_a_command_that_does_not_end_is_killed_with_its_group(
-    work: Path, tmp_path: Path
+    work: Path,
 ) -> None:
-    program = tmp_path / "agent.py"
-    source = PROGRAM.read_text()
-    assert "COMMAND_TIMEOUT_S = 120.0" in source
-    # The real limit would make this test two minutes long.
-    program.write_text(
-        source.replace("COMMAND_TIMEOUT_S = 120.0", "COMMAND_TIMEOUT_S = 1.0")
-    )
     rules = script(
         [call("bash", command="echo begun; sleep 300 & echo $! > pid; sleep 300")],
         [call("bash", command="exec >&- 2>&-; sleep 300")],
     )
     async with ScriptedModel(rules) as model:
-        told = {"prompt": "p", "model_base_url": model.base_url}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(program)),
-            cwd=work,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(20):
-            await process.communicate(json.dumps(told).encode())
+        # The real limit would make this test two minutes long.
+        await run(work, model, limits={"command_timeout_s": 1.0}, timeout_s=20)
     assert results(model) == ["killed after 1 s\nbegun\n", "killed after 1 s\n"]
     pid = int((work / "pid").read_text())
     state = Path(f"/proc/{pid}/stat")

@@ -12,7 +12,7 @@ import secrets
 
 from nestor.errors import InvalidInput
 from nestor.model.ids import derived_id
-from nestor.ports.agent import AgentCommand, AgentEnd, Brief
+from nestor.ports.agent import AgentCommand, AgentEnd, AgentLook, Brief
 from nestor.ports.sandbox import SandboxResult
 
 _MARKER = re.compile(r"nestor-blocked-([0-9a-f-]{36})-([0-9a-f]{32})")
@@ -30,6 +30,10 @@ class CommandAgent:
         # The end is read without the brief, so the marker proves by itself that it was
         # planted here; one from before a restart counts for nothing.
         self._secret = secrets.token_bytes(32)
+
+    def look(self) -> AgentLook:
+        """See AgentBackend.look: which program it is stands in the task."""
+        return AgentLook(path="/bin/sh")
 
     def unavailable(self) -> str | None:
         """See AgentBackend.unavailable: it can always be tried."""
@@ -92,6 +96,8 @@ def how_it_ended(result: SandboxResult) -> str:
     """Say in one line how a run failed."""
     if result.timed_out:
         how = "stopped at its time limit"
+    elif result.limit is not None:
+        how = f"killed at its {result.limit} limit"
     elif result.exit_code is None:
         how = f"killed by signal {result.signal}" if result.signal else "killed"
     elif result.exit_code == _NOT_FOUND:
