@@ -63,6 +63,8 @@ def _plant(fault: Fault) -> dict[str, str]:
                 ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
             )
         shutil.copy(ROOT / "pyproject.toml", copy)
+        (copy / ".cache").mkdir()
+        (copy / ".cache" / "agents").symlink_to((ROOT / ".cache" / "agents").resolve())
         for name, text, other in fault.edits:
             path = copy / "src" / "nestor" / name
             source = path.read_text()

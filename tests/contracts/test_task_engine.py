@@ -55,6 +55,15 @@ class Bench:
             raise Unavailable("the database does not answer")
         self.failures.append((task_id, error))
 
+    def new(self, workers: int, executor_id: str) -> DbosEngine:
+        return DbosEngine(
+            self.database.url,
+            executor_id=executor_id,
+            workers=workers,
+            on_failure=self.failed,
+            poll_s=0.02,
+        )
+
     @asynccontextmanager
     async def engine(
         self,
@@ -63,13 +72,7 @@ class Bench:
         workers: int = 2,
         executor_id: str = "one",
     ) -> AsyncIterator[DbosEngine]:
-        engine = DbosEngine(
-            self.database.url,
-            executor_id=executor_id,
-            workers=workers,
-            on_failure=self.failed,
-            poll_s=0.02,
-        )
+        engine = self.new(workers, executor_id)
         await engine.prepare()
         try:
             if workflow is not None:

@@ -4,7 +4,7 @@
 
 ``POINT``: ``before:agent-1`` (the step begins), ``after:agent-1`` (it has done its work,
 nothing is recorded), ``before:enqueue`` or ``after:enqueue`` (between a task's row and the
-commit), or ``never``. Everything but the moment of the kill is the product.
+commit), each also with a task, as in ``before:enqueue@t2``, or ``never``. Everything but the moment of the kill is the product.
 """
 
 import os
@@ -41,10 +41,12 @@ async def killed_run(
     return await run(self, name, kind, killed)
 
 
-def killed_enqueue(self: Any, *arguments: Any, **named: Any) -> None:
-    here("before:enqueue")
-    enqueue_in(self, *arguments, **named)
-    here("after:enqueue")
+def killed_enqueue(self: Any, connection: Any, task_id: str, **named: Any) -> None:
+    for point in ("before:enqueue", f"before:enqueue@{task_id}"):
+        here(point)
+    enqueue_in(self, connection, task_id, **named)
+    for point in ("after:enqueue", f"after:enqueue@{task_id}"):
+        here(point)
 
 
 dbos_engine._DbosSteps.run = killed_run  # type: ignore[method-assign]

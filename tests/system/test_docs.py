@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from nestor.model.task import TaskSpec
+from nestor.model.task import Budget, Check, SandboxSpec, TaskSpec, WorkspaceSpec
 from nestor.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ FENCE = re.compile(
 )
 RUN, RUN_HERE = "run", "run in the project"
 NOT_RUN = re.compile(
-    r"not run: (needs a model of yours|it is what runs this page|it rewrites the recording|it takes long and needs the peers)"
+    r"not run: (needs a model of yours|it is what runs this page|it rewrites the recording|it takes long and needs the peers|it fetches hundreds of megabytes)"
 )
 
 
@@ -160,6 +160,13 @@ def test_the_examples_are_task_files() -> None:
         task = msgspec.convert(yaml.safe_load(example.read_text()), TaskSpec)
         assert task.goal, example
         assert task.all_checks, example
+
+
+def test_every_field_of_a_task_file_is_explained() -> None:
+    page = (ROOT / "docs/howto/task-file.md").read_text()
+    for part in (TaskSpec, Check, WorkspaceSpec, Budget, SandboxSpec):
+        for field in part.__struct_fields__:
+            assert re.search(rf"`[\w.]*\b{field}[`.]", page), field
 
 
 @pytest.mark.heavy

@@ -180,7 +180,7 @@ def test_a_task_that_kills_its_process_is_given_up_after_five_recoveries(
     url = f"sqlite:///{tmp_path / 'nestor.db'}"
     enqueue(url, "a")
     for _ in range(MAX_RECOVERIES + 1):
-        assert start(url, tmp_path, "poison").wait(timeout=30) == 9
+        assert start(url, tmp_path, "poison").wait(timeout=120) == 9
     process = start(url, tmp_path, "poison")
     try:
         wait_for(tmp_path, "a failed RecoveryLimit")

@@ -17,18 +17,9 @@ from nestor.errors import NestorError, NotFound
 pytestmark = pytest.mark.heavy
 
 GUARDIAN_LIMIT_S = 10.0
-STEPS = (
-    "prepare-1",
-    "context-1",
-    "guidance-1",
-    "agent-1",
-    "snapshot-1",
-    "verify-1",
-    "decide-1",
-    "agent-2",
-    "decide-2",
-    "finish",
-)
+PARTS = ("prepare", "context", "guidance", "agent", "snapshot", "verify", "decide")
+STEPS = (*(f"{part}-{n}" for n in (1, 2) for part in PARTS), "finish")
+POINTS = [f"{moment}:{step}" for step in STEPS for moment in ("before", "after")]
 
 
 def body(
@@ -105,17 +96,33 @@ def check_the_end(child: Child, stack: Stack, repo: Path) -> None:
     assert len({event["trace_id"] for event in told}) == 1
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_killed_in_each_step(tmp_path: Path, step: str, moment: str) -> None:
-    repo = repository(tmp_path / "repo")
-    marker = marker_of(tmp_path)
-    with Child(tmp_path / "home") as child:
-        submit(child.start(f"{moment}:{step}"), body(repo, marker))
+def killed_at(point: str, place: Path) -> None:
+    repo = repository(place / "repo")
+    marker = marker_of(place)
+    with Child(place / "home") as child:
+        submit(child.start(point), body(repo, marker))
         child.killed_itself()
         agents_end(marker)
 
         check_the_end(child, child.start(), repo)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("before:prepare-1", "after:prepare-1", "after:agent-1", "after:snapshot-1"),
+        *("after:verify-1", "before:decide-1", "after:decide-1", "after:prepare-2"),
+        *("before:finish", "after:finish"),
+    ],
+)
+def test_killed_where_it_hurts_most(tmp_path: Path, point: str) -> None:
+    killed_at(point, tmp_path)
+
+
+def test_killed_before_and_after_each_step(tmp_path: Path, counted: Rounds) -> None:
+    for number, _ in counted("kill-task-steps", 3, len(POINTS)):
+        # 7 has no divisor in common with their number: each once in a full run.
+        killed_at(POINTS[number * 7 % len(POINTS)], tmp_path / str(number))
 
 
 @pytest.mark.parametrize("iteration", [1, 2])
@@ -151,6 +158,44 @@ def test_killed_between_the_row_and_its_enqueue(tmp_path: Path, moment: str) -> 
             stack.call("ralph", "GET", "/tasks/killed")
         submit(stack, body(repo, "31"))
         check_the_end(child, stack, repo)
+
+
+def needing(repo: Path) -> dict[str, Any]:
+    """A task that starts only once the other one is verified."""
+    return {
+        "task_id": "needing",
+        "task": "Make the tests pass.",
+        "backend": "command",
+        "command": f"printf '%s' '{FIXED}' > calc.py",
+        "workspace": {"repo": str(repo)},
+        "test_command": CHECK,
+        "dependencies": ["killed"],
+    }
+
+
+@pytest.mark.parametrize(
+    "point", ["after:finish", "before:enqueue@needing", "after:enqueue@needing"]
+)
+def test_killed_between_the_end_of_a_task_and_the_start_of_who_needs_it(
+    tmp_path: Path, point: str
+) -> None:
+    repo = repository(tmp_path / "repo")
+    marker = marker_of(tmp_path)
+    with Child(tmp_path / "home") as child:
+        stack = child.start(point)
+        submit(stack, needing(repo))  # before what it needs
+        submit(stack, body(repo, marker))
+        child.killed_itself()
+        agents_end(marker)
+
+        stack = child.start()
+        check_the_end(child, stack, repo)
+        done = until_ended(stack, "needing")
+        assert (done["status"], done["waits_for"]) == ("verified", [])
+        told = [
+            e["event_type"] for e in child.events() if e.get("task_id") == "needing"
+        ]
+        assert told.count("task_started") == 1
 
 
 def test_killed_at_random_instants(tmp_path: Path, counted: Rounds) -> None:

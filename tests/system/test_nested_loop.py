@@ -45,7 +45,7 @@ SCRIPT = [
 
 
 async def test_a_task_goes_through_all_layers(tmp_path: Path) -> None:
-    """Iteration 1 is the random local model's: it talks, and that is taken for a claim.
+    """Iteration 1 is the random local model's: it talks, twice, which is taken for a claim.
 
     The claim is blocked; iteration 2 is escalated to the scripted remote model.
     """
@@ -97,6 +97,10 @@ def _through(stack: Stack, repo: Path) -> None:
     assert first["blocked_reason"] == "failing: tests"
     assert first["context_items"][0]["source"].startswith("calc/docs/calc.md")
     assert (first["route"], second["route"]) == ("local", "remote")
+    (base,), (last,) = said["base"], second["verdicts"]
+    assert (base["phase"], base["passed"], base["runs"]) == ("base", False, 2)
+    assert (last["phase"], last["passed"], last["runs"]) == ("after", True, 2)
+    assert base["flaky"] is last["flaky"] is False
     calls = said["model_calls"]
     assert {call["side"] for call in calls if call["iteration"] == 1} == {"local"}
     remote_calls = [call for call in calls if call["iteration"] == 2]
@@ -108,6 +112,8 @@ def _through(stack: Stack, repo: Path) -> None:
     (result,) = stack.call("ralph", "GET", "/results")["results"]
     assert (result["task_id"], result["iterations"]) == ("nested", 2)
     assert result["cost_usd"] == "0.0072"
+    assert len(result["checks_digest"]) == len("f" * 64)
+    assert result["checks_digest"] == done["checks_digest"]
     metrics: str = stack.call("ralph", "GET", "/metrics")
     assert 'nestor_tasks_total{reason="checks_passed",status="verified"} 1.0' in metrics
 
@@ -146,7 +152,7 @@ def _check_events(events: list[dict[str, Any]]) -> None:
     assert kinds["query_routed"] == 2
     # An attempt that came to nothing (a busy machine) is told too, as one of another call.
     called = [one for one in events if one["event_type"] == "model_called"]
-    assert len([one for one in called if one["data"]["attempt_of"] is None]) == 5
+    assert len([one for one in called if one["data"]["attempt_of"] is None]) == 6
     assert not any(
         one["data"]["ok"] for one in called if one["data"]["attempt_of"] is not None
     )

@@ -260,3 +260,27 @@ def test_s4_two_parsers_agree_on_every_url_that_is_taken(url: str) -> None:
     assert parts.hostname == other.host.lower()
     assert (parts.port or other.port, parts.username) == (other.port, other.user)
     assert other.user is other.password is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("index.example", "not an address or a network"),
+        ("10.0.0.1/8", "host bits"),
+        ("0.0.0.0/1", "good part of the internet"),
+        ("169.254.169.254", "link-local"),
+        ("100.100.100.200", "metadata"),
+        ("::ffff:10.0.0.0/104", "as IPv4"),
+    ],
+)
+def test_a_private_host_of_sandboxes_is_an_address_that_hands_out_no_credentials(
+    entry: str, why: str
+) -> None:
+    said = refused(sandbox_private_hosts=f"10.0.0.1,{entry}")
+    assert "NESTOR_SANDBOX_PRIVATE_HOSTS" in said
+    assert why in said
+
+
+def test_private_hosts_of_sandboxes_are_kept_as_networks() -> None:
+    found = taken(sandbox_private_hosts="10.0.0.1, fd00::/8").sandbox_private_hosts
+    assert found == ["10.0.0.1/32", "fd00::/8"]

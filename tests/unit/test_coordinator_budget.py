@@ -12,6 +12,7 @@ from tests.servers.scripted_model import Rule
 from nestor.errors import BudgetExceeded
 from nestor.model.routing import RouteRequest
 from nestor.model.task import Budget, Task, TaskSpec, TaskStatus
+from nestor.ports.task_store import TaskChange
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 CALL = Decimal("0.000092")
@@ -71,6 +72,35 @@ async def test_what_is_spent_is_not_overdrawn(
         assert len(r.local.chats) == allowed
         assert len(await r.calls()) == allowed
         assert len(r.events("model_called")) == allowed
+
+
+@pytest.mark.parametrize("how", ["chat", "stream", "route"])
+async def test_a_budget_that_a_person_raises_binds_at_the_next_call(
+    tmp_path: Path, how: str
+) -> None:
+    async with rig(tmp_path, local=[Rule(reply="ok")] * 9) as r:
+        await a_task(r, Budget(tokens=18))
+        await ask(r, how)
+        with pytest.raises(BudgetExceeded, match="18 of 18"):
+            await ask(r, how)
+        await r.tasks.change("t1", TaskChange(budget=Budget(tokens=36)))
+        r.coordinator.budget_changed("t1")
+        await ask(r, how)
+        with pytest.raises(BudgetExceeded, match="36 of 36"):
+            await ask(r, how)
+        assert len(r.local.chats) == 2
+
+
+async def test_a_budget_that_another_process_changed_binds_within_a_second(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, local=[Rule(reply="ok")] * 9) as r:
+        await a_task(r, Budget(tokens=18))
+        await ask(r, "chat")
+        await r.tasks.change("t1", TaskChange(budget=Budget(tokens=54)))
+        r.clock.now += 1.0
+        await ask(r, "chat")
+        assert len(r.local.chats) == 2
 
 
 async def test_calls_without_a_budget_are_not_held(tmp_path: Path) -> None:

@@ -1,11 +1,21 @@
 """What may never be called verified, whatever the agent says or does."""
 
 from decimal import Decimal
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from nestor.model.task import Budget, Outcome, Reason, Spent, TaskStatus, Verdict
+from nestor.model.task import (
+    Budget,
+    Judgement,
+    Outcome,
+    Reason,
+    Spent,
+    TaskStatus,
+    Verdict,
+)
 from nestor.ralph.decision import (
     ERROR_LIMIT,
     SAME_FAILURE_LIMIT,
@@ -21,8 +31,15 @@ NO_LIMIT = Budget()
 NOTHING = Spent()
 
 
-def verdict(*, passed: bool, check: str = "tests", phase: str = "after") -> Verdict:
+def verdict(
+    *,
+    passed: bool,
+    check: str = "tests",
+    phase: str = "after",
+    flaky: bool | None = None,
+) -> Verdict:
     return Verdict(
+        flaky=flaky,
         check=check,
         phase=phase,
         passed=passed,
@@ -39,12 +56,17 @@ def turn(
     outcome: Outcome = Outcome.CHANGED,
     error: str = "",
     failure: str = "",
+    flaky: bool | None = None,
+    met: tuple[bool | None, ...] = (),
 ) -> Turn:
     return Turn(
         outcome=outcome,
         claimed_done=claimed,
         tree=tree,
-        verdicts=[] if passed is None else [verdict(passed=passed)],
+        verdicts=[] if passed is None else [verdict(passed=passed, flaky=flaky)],
+        judgements=[
+            Judgement(criterion=f"c{n}", met=one) for n, one in enumerate(met, 1)
+        ],
         error_signature=error,
         failure_signature=failure,
     )
@@ -65,6 +87,7 @@ def facts(
         guard_only=guard_only,
         has_checks=has_checks,
         turns=turns,
+        iterations=len(turns),
         max_iterations=max_iterations,
         budget=budget,
         spent=spent,
@@ -196,6 +219,41 @@ def test_the_same_failure_again_and_again_stalls() -> None:
     assert decide(facts(*same)).reason is Reason.STALLED
 
 
+def test_a_flaky_check_passes_and_proves_nothing() -> None:
+    unproven = (TaskStatus.UNVERIFIED, Reason.CHECKS_NOT_DISCRIMINATING)
+    assert end(decide(facts(turn(flaky=True)))) == unproven
+    assert decide(facts(turn(flaky=False))).status is TaskStatus.VERIFIED
+    assert decide(facts(turn(flaky=True), guard_only=True)).status is (
+        TaskStatus.VERIFIED
+    )
+    doubtful = facts(turn())
+    base = [structs.replace(v, flaky=True) for v in doubtful.base_verdicts]
+    assert end(decide(structs.replace(doubtful, base_verdicts=base))) == unproven
+
+
+def test_a_judge_decides_where_no_check_does_and_never_verifies() -> None:
+    def judged(*met: bool | None, **fields: Any) -> Decision:
+        where = {"has_checks": False} | fields
+        tree = where.pop("tree", "t1")
+        return decide(
+            facts(turn(passed=where.pop("passed", None), met=met, tree=tree), **where)
+        )
+
+    good = (TaskStatus.JUDGED, Reason.JUDGE_PASSED)
+    assert end(judged(True, True)) == good
+    assert judged(True, False) == Decision(blocked="a judge finds not met: c2")
+    assert end(judged(True, None)) == (TaskStatus.UNVERIFIED, Reason.NO_CHECKS)
+    assert end(judged(True, tree=BASE)) == (TaskStatus.UNVERIFIED, Reason.NO_CHECKS)
+    weak = {"has_checks": True, "base_passes": True, "passed": True}
+    assert end(judged(True, **weak)) == good
+    assert judged(False, **weak).blocked
+    # A check that proves it, or disproves it, is not for a judge to overrule.
+    proof = {"has_checks": True, "passed": True}
+    assert end(judged(False, **proof)) == (TaskStatus.VERIFIED, Reason.CHECKS_PASSED)
+    wrong = {"has_checks": True, "passed": False}
+    assert judged(True, **wrong).blocked == "failing: tests"
+
+
 TURNS = st.builds(
     turn,
     tree=st.sampled_from([BASE, "t1", "t2"]),
@@ -204,6 +262,8 @@ TURNS = st.builds(
     outcome=st.sampled_from(list(Outcome)),
     error=st.sampled_from(["", "e"]),
     failure=st.sampled_from(["", "f"]),
+    flaky=st.sampled_from([None, False, True]),
+    met=st.sampled_from([(), (True,), (True, False), (None,)]),
 )
 
 
@@ -217,6 +277,8 @@ TURNS = st.builds(
 def test_verified_always_rests_on_a_changed_tree_and_a_telling_check(
     turns: list[Turn], base_passes: bool, guard_only: bool, has_checks: bool, limit: int
 ) -> None:
+    if not has_checks:  # then there is nothing to have a verdict on
+        turns = [structs.replace(one, verdicts=[]) for one in turns]
     given_facts = facts(
         *turns,
         base_passes=base_passes,
@@ -233,6 +295,12 @@ def test_verified_always_rests_on_a_changed_tree_and_a_telling_check(
         assert last.verdicts
         assert all(v.passed for v in last.verdicts)
         assert guard_only or not base_passes
+        assert guard_only or any(v.flaky is not True for v in last.verdicts)
+    if decision.status is TaskStatus.JUDGED:
+        assert turns[-1].claimed_done
+        assert turns[-1].tree != BASE
+        assert all(one.met for one in turns[-1].judgements)
+        assert not has_checks or all(v.passed for v in turns[-1].verdicts)
     if decision.status is None:
         assert len(turns) < limit
     assert decide(given_facts) == decision

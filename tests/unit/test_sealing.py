@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from nestor.backends.agents import backends
 from nestor.backends.sandbox import NoSandbox
@@ -66,7 +67,10 @@ NOT_NUMBERS = ("NaN", "sNaN", "Infinity", "-Infinity")
         ({"phase": -1}, "phase"),
         ({"phase": 10_000}, "phase"),
         ({"phase": 10**20}, "phase"),
-        ({"dependencies": ["other"]}, "dependencies"),
+        ({"dependencies": ["a b"]}, "dependencies.0"),
+        ({"dependencies": ["a", ".."]}, "dependencies.1"),
+        ({"dependencies": ["a", "me"], "task_id": "me"}, "dependencies.1"),
+        ({"dependencies": [f"t{n}" for n in range(201)]}, "dependencies"),
         ({"mounts": ["relative"]}, "mounts.0"),
         ({"mounts": ["/no/such/folder"]}, "mounts.0"),
         ({"mounts": ["/opt", "/" + "x" * 5000]}, "mounts.1"),
@@ -195,3 +199,90 @@ def test_the_full_network_waits_for_approval_even_for_an_admin() -> None:
 
     assert task.status is TaskStatus.AWAITING_APPROVAL
     assert "network" in task.approvals[0].what
+
+
+SEALED: dict[str, Any] = {
+    "task": "do it",
+    "checks": [
+        Check(name="a", run="make", env={"A": "1", "B": "2"}),
+        Check(name="b", run=["x", "y"], timeout_s=5.0, expect_exit=1),
+    ],
+    "setup": ["pip install x"],
+    "protected": ["tests/**"],
+    "completion_criteria": ["it is fast"],
+    "mounts": ["/opt"],
+    "workspace": WorkspaceSpec(repo="/r", path="sub"),
+    "sandbox": SandboxSpec(memory_bytes=1 << 30),
+}
+
+
+def sealed_digest(**fields: Any) -> str:
+    spec = TaskSpec(**{**SEALED, **fields})
+    return seal(spec, ADMIN, RULES, now=NOW)[0].checks_digest
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"checks": [Check(name="A", run="make", env={"A": "1", "B": "2"})]},
+        {"checks": SEALED["checks"][::-1]},
+        {"checks": SEALED["checks"][:1]},
+        *(
+            {"checks": [structs.replace(SEALED["checks"][0], **change), *rest]}
+            for rest in [SEALED["checks"][1:]]
+            for change in (
+                {"run": "make "},
+                {"run": ["make"]},
+                {"timeout_s": 6.0},
+                {"expect_exit": 2},
+                {"env": {"A": "2", "B": "1"}},
+                {"env": {"A": "1"}},
+            )
+        ),
+        {"test_command": "make test"},
+        {"setup": []},
+        {"protected": None},
+        {"protected": []},
+        {"guard_only": True},
+        {"completion_criteria": ["it is small"]},
+        {"completion_criteria": []},
+        {"mounts": []},
+        {"workspace": WorkspaceSpec(repo="/r")},
+        {"sandbox": SandboxSpec(memory_bytes=1 << 31)},
+        {"sandbox": SandboxSpec(memory_bytes=1 << 30, disk_bytes=1 << 30)},
+        {"sandbox": SandboxSpec(memory_bytes=1 << 30, processes=7)},
+    ],
+    ids=str,
+)
+def test_whatever_decides_is_in_the_digest_of_the_checks(
+    fields: dict[str, Any],
+) -> None:
+    assert sealed_digest(**fields) != sealed_digest()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "checks": [
+                Check(**{**structs.asdict(c), "env": dict(reversed(c.env.items()))})
+                for c in SEALED["checks"]
+            ]
+        },
+        {"task": "say it otherwise"},
+        {"priority": "P0"},
+        {"workspace": WorkspaceSpec(repo="/elsewhere", path="sub")},
+        {"budget": Budget(tokens=5)},
+    ],
+    ids=str,
+)
+def test_what_decides_nothing_is_not_in_the_digest_of_the_checks(
+    fields: dict[str, Any],
+) -> None:
+    assert sealed_digest(**fields) == sealed_digest()
+    assert len(sealed_digest()) == 64
+
+
+def test_without_criteria_a_judge_goes_by_the_goal_which_is_sealed_then() -> None:
+    none: dict[str, Any] = {"completion_criteria": []}
+    assert sealed_digest(**none) != sealed_digest(**none, task="something else")

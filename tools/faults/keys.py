@@ -179,7 +179,7 @@ FAULTS = (
         "a5: every key with submit sees every task",
         (
             (
-                "ralph/service.py",
+                "ralph/access.py",
                 "        task.submitted_by == reader.key_id\n        or",
                 "        True\n        or",
             ),
@@ -188,14 +188,14 @@ FAULTS = (
     ),
     Fault(
         "who approves sees what never asked",
-        (("ralph/service.py", "and bool(task.approvals)", "and True"),),
+        (("ralph/access.py", "and bool(task.approvals)", "and True"),),
         (OW, "-k", "never_asked"),
     ),
     Fault(
         "a5: the task service does not ask who looks",
         (
             (
-                "ralph/service.py",
+                "ralph/access.py",
                 "if task is None or not (by is None or may_see(task, by)):",
                 "if task is None:",
             ),
@@ -217,9 +217,9 @@ FAULTS = (
         "a5: a hidden task says that it is hidden",
         (
             (
-                "ralph/service.py",
-                "        if task is None or not (by is None or may_see(task, by)):\n",
-                '        if task is not None and by is not None and not may_see(task, by):\n            raise Forbidden("not yours")\n        if task is None:\n',
+                "ralph/access.py",
+                "    if task is None or not (by is None or may_see(task, by)):\n",
+                '    if task is not None and by is not None and not may_see(task, by):\n        raise Forbidden("not yours")\n    if task is None:\n',
             ),
         ),
         (OW, "-k", "a5"),
@@ -229,8 +229,8 @@ FAULTS = (
         (
             (
                 "ralph/service.py",
-                "        if known is not None:\n            _refuse_hidden(known, principal)\n        else:\n",
-                "        if known is None:\n",
+                "        if there is not None:\n            refuse_hidden(there, principal)\n        else:\n",
+                "        if there is None:\n",
             ),
         ),
         (OW, "-k", "says_nothing"),
@@ -240,7 +240,7 @@ FAULTS = (
         (
             (
                 "ralph/service.py",
-                "        else:\n            _refuse_hidden(stored, principal)\n",
+                "        else:\n            refuse_hidden(stored, principal)\n",
                 "",
             ),
         ),
@@ -250,7 +250,7 @@ FAULTS = (
         "who sees a task may end it",
         (
             (
-                "ralph/service.py",
+                "ralph/access.py",
                 "if by is not None and task.submitted_by != by.key_id",
                 "if False and task.submitted_by != by.key_id",
             ),
@@ -259,19 +259,19 @@ FAULTS = (
     ),
     Fault(
         "who approves does not see the command",
-        (("web/ralph.py", '"command": task.spec.command,', '"command": None,'),),
+        (("web/task_view.py", '"command": task.spec.command,', '"command": None,'),),
         (OW, "-k", "what_it_is_about"),
     ),
     Fault(
         "what a check finds in its environment is shown to all",
-        (("web/ralph.py", "if not reader.may(ADMIN):", "if False:"),),
+        (("web/task_view.py", "if not reader.may(ADMIN):", "if False:"),),
         (OW, "-k", "what_it_is_about"),
     ),
     Fault(
         "the key that submitted approves",
         (
             (
-                "ralph/service.py",
+                "ralph/approving.py",
                 "if task.submitted_by == principal.key_id and not",
                 "if False and not",
             ),

@@ -46,14 +46,14 @@ FAULTS = (
     ),
     Fault(
         "tests are counted, not named",
-        (("ralph/verification.py", "elif by_name and (gone", "elif False and (gone"),),
+        (("ralph/verdicts.py", "elif by_name and (gone", "elif False and (gone"),),
         (CHEATS, "-k", "pads"),
     ),
     Fault(
         "more tests may be skipped than on the base",
         (
             (
-                "ralph/verification.py",
+                "ralph/verdicts.py",
                 "if report.skipped > before.skipped:",
                 "if False:",
             ),
@@ -102,7 +102,7 @@ FAULTS = (
         "a runner may end without its report",
         (
             (
-                "ralph/verification.py",
+                "ralph/verdicts.py",
                 "        if runner is None and before is None:",
                 "        if True:",
             ),
@@ -117,7 +117,7 @@ FAULTS = (
                 "                    (p for p, digest in guarded.items() if digest[:5] != _LINK),",
                 "                    (),",
             ),
-            ("ralph/verification.py", "        if touched:", "        if False:"),
+            ("ralph/verdicts.py", "        if touched:", "        if False:"),
         ),
         (CHEATS, "-k", "rewrite"),
     ),
@@ -136,7 +136,7 @@ FAULTS = (
         "a check that cannot start is only a failing one",
         (
             (
-                "ralph/verification.py",
+                "ralph/verdicts.py",
                 "if result.exit_code in _NOT_FOUND or _is_absent(check, result.output):",
                 "if False:",
             ),
@@ -170,10 +170,10 @@ FAULTS = (
         (
             (
                 "backends/sql/task_store.py",
-                "            if enqueue:\n                await self._hand_over(connection",
+                "            if enqueue:\n                task = await self._hand_over(connection",
                 (
                     "        if enqueue:\n            async with self._database.write() as"
-                    " connection:\n                await self._hand_over(connection"
+                    " connection:\n                task = await self._hand_over(connection"
                 ),
             ),
         ),

@@ -1,5 +1,6 @@
 """What a caller may spend: its key's limits, its task's budget."""
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,8 @@ from nestor.ports.quota import Quota
 BudgetOf = Callable[[str], Awaitable[Budget]]
 """``await budget_of(task_id)``; raises ``NotFound``."""
 _MOST_TASKS = 1024
+_FRESH_S = 1.0
+"""A person may change a task's budget: another process sees it so much later."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +61,8 @@ class Limits:
         self._quota = quota
         self._timer = timer
         self._budget_of = budget_of
-        # A task's budget is sealed: read once.
-        self._tasks: OrderedDict[str, Account | None] = OrderedDict()
+        self._tasks: OrderedDict[str, tuple[float, Account | None]] = OrderedDict()
+        self._changes = 0
 
     async def admit(self, caller: Caller, tokens: int) -> None:
         """Count a request that may take ``tokens``. Raises ``RateLimited``."""
@@ -113,10 +116,18 @@ class Limits:
                 found.append(account)
         return tuple(found)
 
+    def forget(self, task_id: str) -> None:
+        """Read a task's budget again: it was changed, by this process."""
+        self._changes += 1
+        self._tasks.pop(task_id, None)
+
     async def _task(self, task_id: str) -> Account | None:
-        if task_id in self._tasks:
+        now = self._timer()
+        read_at, known = self._tasks.get(task_id, (-math.inf, None))
+        if now - read_at < _FRESH_S:
             self._tasks.move_to_end(task_id)
-            return self._tasks[task_id]
+            return known
+        changes = self._changes
         try:
             budget = await self._budget_of(task_id)
         except NotFound:  # a caller's own word for its calls
@@ -125,7 +136,10 @@ class Limits:
         if budget.usd is not None or budget.tokens is not None:
             name = f"task:{task_id}"
             account = Account(id=name, usd=budget.usd, tokens=budget.tokens)
-        self._tasks[task_id] = account
+        if changes != self._changes:  # it may have been read before it was changed
+            return account
+        self._tasks[task_id] = now, account
+        self._tasks.move_to_end(task_id)
         if len(self._tasks) > _MOST_TASKS:
             self._tasks.popitem(last=False)
         return account

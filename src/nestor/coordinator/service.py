@@ -133,6 +133,10 @@ class Coordinator:
         await self._answers.close()
         await self._quota.close()
 
+    def budget_changed(self, task_id: str) -> None:
+        """Hold a task to the budget that it has now, from its next call on."""
+        self._limits.forget(task_id)
+
     def has_models(self) -> bool:
         """Tell whether any model is configured."""
         return bool(self.pool.sides)
@@ -153,7 +157,8 @@ class Coordinator:
         began = self._timer()
         _check_route(request)
         items, degraded = await self._context(request)
-        if not self.pool.sides and request.mode is Mode.AUTO:
+        by_name = request.named is not None
+        if not self.pool.sides and request.mode is Mode.AUTO and not by_name:
             result = self._quote(request, items, degraded, began)
         else:
             result = await self._ask(request, items, degraded, began, caller)
@@ -219,7 +224,9 @@ class Coordinator:
         caller: Caller,
     ) -> RouteResult:
         decision, order = self._selection.choose(
-            request.mode, iteration=request.iteration, field="mode"
+            request.named or request.mode,
+            iteration=request.iteration,
+            field="model" if request.named else "mode",
         )
         body: dict[str, Any] = {"messages": messages(request.query, items)}
         if request.max_tokens is not None:
@@ -320,7 +327,8 @@ class Coordinator:
 
     def _tell(self, request: RouteRequest, result: RouteResult) -> None:
         once = None
-        if request.task_id is not None and request.iteration is not None:
+        guides = request.named is None  # only guidance is asked once an iteration
+        if guides and request.task_id is not None and request.iteration is not None:
             once = derived_id(request.task_id, request.iteration, QUERY_ROUTED)
         self._learning.log_event(
             QUERY_ROUTED,

@@ -1,20 +1,30 @@
 """Stages context, guidance, agent and snapshot: one attempt at the work."""
 
+import asyncio
+from pathlib import Path
+
+import msgspec
+
 from nestor.errors import InvalidInput, NestorError, SandboxError, WorkspaceError
 from nestor.model.knowledge import ContextRequest
 from nestor.model.routing import RouteRequest
-from nestor.model.task import Network, Reason, Task
-from nestor.ports.agent import AgentBackend, Brief
-from nestor.ports.sandbox import Mount, SandboxResult, SandboxRun
-from nestor.ralph.brief import brief
+from nestor.model.task import ApprovalKind, Network, Outcome, Reason, Task
+from nestor.ports.agent import AgentBackend, AgentCommand, Brief
+from nestor.ports.sandbox import Ask, Mount, SandboxResult, SandboxRun
+from nestor.ralph.asking import Asking, decided, grants_of, put
+from nestor.ralph.brief import Past, brief
 from nestor.ralph.parts import CANCELLED, Parts, failed, say, until_cancelled
 from nestor.ralph.records import AgentRun, Context, Guidance, Taken
+from nestor.ralph.tailing import told_live
 from nestor.ralph.turns import Turns
 from nestor.ralph.verification import WORKSPACE, environment_mounts, signature
 from nestor.telemetry.redact import redact
 from nestor.telemetry.trace import trace
 
 _OUTPUT_CHARS = 8_000
+_MAX_REFUSED, _REFUSED_CHARS = 60, 300
+_GRACE_S = 30.0
+"""For who keeps its own time, to end by itself."""
 
 
 async def context(p: Parts, task: Task, n: int) -> Context:
@@ -79,13 +89,18 @@ async def _agent(
     # A first attempt at this step may have died half way through an edit.
     if run_dir.exists():
         await p.workspaces.reset(task.task_id, turns.commit)
+    # Read anew: what a person granted since the last iteration holds from this one on.
+    now = await p.store.get(task.task_id)
+    granted = await _granted(p, now)
     prompt = brief(
         task.spec,
         context=context.items,
         guidance=guidance.text,
         failing=turns.failing,
         restored=turns.restored,
+        past=await _past(p, now, turns),
     )
+    limit_s = _time_left(p, task, turns)
     try:
         command = backend.command(
             Brief(
@@ -94,48 +109,137 @@ async def _agent(
                 iteration=n,
                 prompt=prompt,
                 model_base_url=p.model_base_url,
+                model=task.spec.model or "auto",
+                network=granted.network,
+                hosts=granted.hosts,
+                time_s=limit_s,
             )
         )
     except InvalidInput as error:
         return AgentRun(end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
+    asking = Asking(p, task, n) if command.asks else None
     scope = f"task:{task.task_id}"
     await p.keys.revoke_scope(scope)
     _, key = await p.keys.create(f"task {task.task_id}, iteration {n}", [scope])
-    inside = task.spec.workspace.path if task.spec.workspace else None
+    run = _run(p, task, n, turns, command, granted, asking=asking)
     try:
-        result = await p.sandbox.run(
-            SandboxRun(
-                name=f"{task.task_id}/agent-{n}",
-                argv=command.argv,
-                cwd=f"{WORKSPACE}/{inside}" if inside else WORKSPACE,
-                mounts=[
-                    Mount(
-                        host=p.workspaces.tree(task.task_id),
-                        inside=WORKSPACE,
-                        writable=True,
-                    ),
-                    *environment_mounts(task.spec, turns.prepared.setup),
-                    *command.mounts,
-                ],
-                env={"NESTOR_SETUP": "/setup", **command.env},
-                stdin=command.stdin,
-                network=task.spec.sandbox.network,
-                task_key=key
-                if task.spec.sandbox.network is Network.COORDINATOR
-                else None,
-                trace_id=task.trace_id,
-                iteration=n,
-                timeout_s=_time_left(p, task, turns),
-                run_dir=run_dir,
-                memory_bytes=task.spec.sandbox.memory_bytes,
-                processes=task.spec.sandbox.processes,
+        async with told_live(p, task, n, run_dir):
+            result = await p.sandbox.run(
+                msgspec.structs.replace(
+                    run,
+                    task_key=None if run.network is Network.NONE else key,
+                    # Who asks keeps its own time: a person's does not count.
+                    timeout_s=limit_s
+                    + (asking.may_wait_s + _GRACE_S if asking else 0.0),
+                    run_dir=run_dir,
+                )
             )
-        )
     except SandboxError as error:
         return AgentRun(end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
     finally:
         await p.keys.revoke_scope(scope)
-    return _agent_run(backend, result)
+    await put(p, task.task_id, n, _questions(result))
+    return _agent_run(backend, result, task, refused=granted.refused, asking=asking)
+
+
+class _Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the task file and people allow this run beyond the usual."""
+
+    network: Network
+    hosts: list[str]
+    mounts: list[Mount]
+    refused: list[str]
+    """Granted paths that cannot be shown, each with the reason."""
+
+
+async def _granted(p: Parts, task: Task) -> _Granted:
+    network, hosts = task.spec.sandbox.network, list(task.spec.sandbox.hosts)
+    mounts, refused = [], []
+    known = set(task.spec.mounts)
+    for grant in grants_of(task):
+        if grant.kind is ApprovalKind.NETWORK:
+            network = Network(grant.subject)
+        elif grant.kind is ApprovalKind.HOST:
+            hosts.append(grant.subject)
+        elif grant.subject not in known:
+            known.add(grant.subject)
+            place = Path(grant.subject)
+            # A person's yes does not open what no task may see.
+            why = await asyncio.to_thread(p.sandbox.refuses_mount, place)
+            if why is None:
+                mounts.append(Mount(host=place, inside=grant.subject))
+            else:
+                refused.append(f"path {why}")
+    return _Granted(
+        network=network,
+        hosts=list(dict.fromkeys(hosts)),
+        mounts=mounts,
+        refused=refused,
+    )
+
+
+async def _past(p: Parts, task: Task, turns: Turns) -> Past:
+    """Gather what the agent is told of the work so far, besides the checks that fail."""
+    recorded = await p.store.iterations(task.task_id)
+    # After a rollback the newest record is not of the tree that the agent goes on from.
+    here = next((i for i in reversed(recorded) if i.snapshot == turns.commit), None)
+    return Past(
+        decided=decided(task),
+        flaky=turns.flaky,
+        judgements=here.judgements if here else [],
+        refused=recorded[-1].refused if recorded else [],
+    )
+
+
+def _run(
+    p: Parts,
+    task: Task,
+    n: int,
+    turns: Turns,
+    command: AgentCommand,
+    granted: _Granted,
+    *,
+    asking: Asking | None,
+) -> SandboxRun:
+    """Describe the run but for its key, its time and its folder."""
+    inside = task.spec.workspace.path if task.spec.workspace else None
+    tree = p.workspaces.tree(task.task_id)
+    return SandboxRun(
+        name=f"{task.task_id}/agent-{n}",
+        argv=command.argv,
+        cwd=f"{WORKSPACE}/{inside}" if inside else WORKSPACE,
+        mounts=[
+            Mount(host=tree, inside=WORKSPACE, writable=True),
+            *environment_mounts(task.spec, turns.prepared.setup),
+            *granted.mounts,
+            *command.mounts,
+        ],
+        env={"NESTOR_SETUP": "/setup", **command.env},
+        stdin=command.stdin,
+        network=granted.network,
+        hosts=granted.hosts,
+        ask=asking,
+        trace_id=task.trace_id,
+        iteration=n,
+        timeout_s=p.agent_timeout_s,
+        run_dir=p.workspaces.folder(task.task_id),
+        memory_bytes=task.spec.sandbox.memory_bytes,
+        disk_bytes=task.spec.sandbox.disk_bytes,
+        processes=task.spec.sandbox.processes,
+    )
+
+
+def _questions(result: SandboxResult) -> list[Ask]:
+    """Turn the hosts that the sandbox refused into questions; nobody waits for them."""
+    return [
+        Ask(
+            kind=ApprovalKind.HOST,
+            subject=text.removeprefix("host "),
+            why="the agent tried to reach it",
+        )
+        for text in result.refused
+        if text.startswith("host ")
+    ]
 
 
 def _time_left(p: Parts, task: Task, turns: Turns) -> float:
@@ -159,17 +263,48 @@ async def snapshot(p: Parts, task: Task, n: int, turns: Turns) -> Taken:
     return Taken(snapshot=snapshot)
 
 
-def _agent_run(backend: AgentBackend, result: SandboxResult) -> AgentRun:
+def _agent_run(
+    backend: AgentBackend,
+    result: SandboxResult,
+    task: Task,
+    *,
+    refused: list[str],
+    asking: Asking | None,
+) -> AgentRun:
     said = backend.read(result)
     failure = "timeout" if result.timed_out else said.failure
+    summary, over = said.summary, _over_limit(result, task)
+    if over:
+        failure, summary = Outcome.AGENT_ERROR.value, over
     tail = redact(result.output[-_OUTPUT_CHARS:])
+    every = [*refused, *result.refused, *said.refused, *([over] if over else [])]
     return AgentRun(
         failure=failure,
         claims_done=said.claims_done and failure is None,
         exit_code=result.exit_code,
-        summary=redact(said.summary[:_OUTPUT_CHARS]),
+        summary=redact(summary[:_OUTPUT_CHARS]),
         output_tail=tail,
         signature=signature(failure, str(result.exit_code), tail) if failure else "",
-        duration_s=result.duration_s,
+        duration_s=max(result.duration_s - (asking.waited_s if asking else 0.0), 0.0),
         sandboxed=result.sandboxed,
+        refused=[redact(text[:_REFUSED_CHARS]) for text in every][:_MAX_REFUSED],
+        unanswered=failure == Outcome.BLOCKED and bool(asking and asking.unanswered),
     )
+
+
+def _over_limit(result: SandboxResult, task: Task) -> str:
+    """Say which limit ended the run; "" when none did."""
+    if result.limit is None:
+        return ""
+    spec = task.spec.sandbox
+    limits = {
+        "memory": _size(spec.memory_bytes),
+        "disk": _size(spec.disk_bytes),
+        "processes": f" of {spec.processes}",
+    }
+    known = limits.get(result.limit, "")
+    return f"killed: it used more than its {result.limit} limit{known}"
+
+
+def _size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else f" of {size_bytes / 1024**2:.0f} MiB"

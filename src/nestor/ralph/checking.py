@@ -7,6 +7,8 @@ import msgspec
 from nestor.errors import SandboxError, WorkspaceError
 from nestor.model.task import Reason, Task
 from nestor.ports.workspace import Snapshot
+from nestor.ralph.decision import proving
+from nestor.ralph.flaky import Known
 from nestor.ralph.parts import CANCELLED, Parts, failed, say, until_cancelled
 from nestor.ralph.protection import protected
 from nestor.ralph.records import Checked
@@ -68,5 +70,20 @@ async def _judge(
             setup=turns.prepared.setup,
         ),
         before=turns.prepared.base_reports,
+        known=_known(task, turns),
     )
     return Checked(judged=judged, verdicts=found.verdicts, restored=restored)
+
+
+def _known(task: Task, turns: Turns) -> Known:
+    """Say what the base and the last iteration have shown."""
+    base = turns.prepared.base_verdicts
+    passed = {verdict.check for verdict in base if verdict.passed}
+    if turns.before or turns.turns:
+        failed = {verdict.check for verdict in turns.failing}
+        passed |= {check.name for check in task.spec.all_checks} - failed
+    return Known(
+        proving=frozenset(verdict.check for verdict in proving(base)),
+        passed=frozenset(passed),
+        flaky=frozenset(turns.flaky),
+    )

@@ -6,7 +6,15 @@ from itertools import pairwise
 
 import msgspec
 
-from nestor.model.task import Budget, Outcome, Reason, Spent, TaskStatus, Verdict
+from nestor.model.task import (
+    Budget,
+    Judgement,
+    Outcome,
+    Reason,
+    Spent,
+    TaskStatus,
+    Verdict,
+)
 
 UNCHANGED_LIMIT = 3
 """Iterations in a row that leave the tree as it was."""
@@ -15,6 +23,7 @@ SAME_FAILURE_LIMIT = 5
 ERROR_LIMIT = 2
 """Iterations in a row in which the agent itself fails in the same way."""
 
+_SHOWN = 100
 _AGENT_FAILED = {Outcome.AGENT_ERROR, Outcome.USAGE_ERROR, Outcome.REFUSED}
 
 
@@ -27,6 +36,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What was judged: the snapshot with its protected paths as on the base."""
     verdicts: list[Verdict]
     """After; empty when verification did not run or there are no checks."""
+    judgements: list[Judgement] = []
+    """Of a judge, on the same tree; empty: none was asked."""
     error_signature: str = ""
     """Digest of how the agent itself failed; "" when it did not."""
     failure_signature: str = ""
@@ -41,6 +52,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     guard_only: bool
     has_checks: bool
     turns: Sequence[Turn]
+    """Of this attempt: a person who starts another has looked."""
+    iterations: int
+    """Of all attempts."""
     max_iterations: int
     budget: Budget
     spent: Spent
@@ -55,23 +69,30 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def discriminating(base: Sequence[Verdict], after: Sequence[Verdict]) -> list[str]:
-    """Return the checks that failed on the base and pass now."""
-    failed = {v.check for v in base if not v.passed and v.telling}
-    return [v.check for v in after if v.passed and v.check in failed]
+    """Return the checks that failed on the base and pass now, each time they were run."""
+    failed = {v.check for v in proving(base)}
+    return [
+        v.check for v in after if v.passed and v.flaky is not True and v.check in failed
+    ]
+
+
+def proving(base: Sequence[Verdict]) -> list[Verdict]:
+    """Return the failures on the base that a later pass would turn into a proof."""
+    return [v for v in base if not v.passed and v.telling and v.flaky is not True]
 
 
 def decide(facts: Facts) -> Decision:
     """Verified, ended for another reason, or go on. The last turn is the newest.
 
     ``verified`` needs a changed tree, every check passing on it, and at least one of them
-    failing on the base, or ``guard_only``. Nothing else is a success.
+    failing on the base, or ``guard_only``. Nothing else is a success, ``judged`` neither.
     """
     turn = facts.turns[-1]
     verdict = _verdict(facts, turn)
     if verdict.status is not None:
         return verdict
     stop = _over_budget(facts) or _stalled(facts.turns, facts.base_tree)
-    if stop is None and len(facts.turns) >= facts.max_iterations:
+    if stop is None and facts.iterations >= facts.max_iterations:
         stop = Reason.MAX_ITERATIONS
     if stop is not None:
         return Decision(
@@ -81,23 +102,37 @@ def decide(facts: Facts) -> Decision:
 
 
 def _verdict(facts: Facts, turn: Turn) -> Decision:
+    changed = turn.tree != facts.base_tree
     if not facts.has_checks:
         if turn.claimed_done:
-            return Decision(status=TaskStatus.UNVERIFIED, reason=Reason.NO_CHECKS)
+            return _judged(turn, Reason.NO_CHECKS, changed=changed)
         return Decision()
     failing = [verdict.check for verdict in turn.verdicts if not verdict.passed]
     if failing or not turn.verdicts:
         said = f"failing: {', '.join(failing)}" if failing else "no check was run"
         return Decision(blocked=said if turn.claimed_done else None)
-    changed = turn.tree != facts.base_tree
     told_apart = discriminating(facts.base_verdicts, turn.verdicts)
     if changed and (told_apart or facts.guard_only):
         return Decision(status=TaskStatus.VERIFIED, reason=Reason.CHECKS_PASSED)
     if turn.claimed_done:
-        return Decision(
-            status=TaskStatus.UNVERIFIED, reason=Reason.CHECKS_NOT_DISCRIMINATING
-        )
+        return _judged(turn, Reason.CHECKS_NOT_DISCRIMINATING, changed=changed)
     return Decision()
+
+
+def _judged(turn: Turn, reason: Reason, *, changed: bool) -> Decision:
+    """Decide on a claim that no check proves: unverified, but for what a judge says."""
+    said = turn.judgements
+    if not changed or not said or any(one.met is None for one in said):
+        return Decision(status=TaskStatus.UNVERIFIED, reason=reason)
+    if unmet := [one.criterion for one in said if not one.met]:
+        named = "; ".join(_shown(criterion) for criterion in unmet)
+        return Decision(blocked=f"a judge finds not met: {named}")
+    return Decision(status=TaskStatus.JUDGED, reason=Reason.JUDGE_PASSED)
+
+
+def _shown(criterion: str) -> str:
+    line = " ".join(criterion.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 def _over_budget(facts: Facts) -> Reason | None:

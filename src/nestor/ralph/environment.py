@@ -96,7 +96,9 @@ class Environments:
                 )
             )
             if result.exit_code != 0:
-                how = "time limit" if result.timed_out else f"exit {result.exit_code}"
+                how = f"exit {result.exit_code}"
+                if result.timed_out or result.limit:
+                    how = f"{result.limit or 'time'} limit"
                 said = redact("\n".join(result.output.strip().splitlines()[-12:]))
                 message = f"setup.{number - 1}: `{command}` failed ({how}):\n{said}"
                 raise WorkspaceError(message)

@@ -43,6 +43,8 @@ class Isolation:
         at = self._clock()
         why = await asyncio.to_thread(self._sandbox.probe)
         status, message = HealthStatus.HEALTHY, f"{self._sandbox.name} isolates"
+        if self._sandbox.name == "landlock":
+            message += ", weaker than bubblewrap: other processes can be seen"
         if self._sandbox.name == "none":
             status = HealthStatus.DEGRADED
             message = "agents run WITHOUT isolation (NESTOR_SANDBOX=none)"

@@ -7,18 +7,20 @@ step first clears away what an earlier attempt at it may have left.
 
 from nestor.model.task import Spent, Task
 from nestor.ports.task_engine import Steps
-from nestor.ralph import acting, checking, preparing, recording
+from nestor.ports.workspace import Snapshot
+from nestor.ralph import acting, checking, judging, preparing, recording
 from nestor.ralph.decision import decide
 from nestor.ralph.parts import Parts
 from nestor.ralph.recording import TurnRecord
 from nestor.ralph.records import (
     AgentRun,
+    Begun,
     Checked,
     Context,
     Decided,
     End,
     Guidance,
-    Prepared,
+    Judged,
     Taken,
 )
 from nestor.ralph.turns import Turns, facts_of, turn_of
@@ -31,31 +33,27 @@ class TaskLoop:
         self._parts = parts
 
     async def run(self, task_id: str, steps: Steps) -> None:
-        """Work on one task until it has ended. Pure between steps."""
-        # Only what was sealed at submit is used of this: it never changes.
+        """Work on one task until it has ended, or waits for a person. Pure between steps."""
+        # Only what was sealed at submit, or set before this attempt began, is used of
+        # this: it does not change while the attempt runs.
         p = self._parts
         task = await p.store.get(task_id)
-        prepared = await steps.run(
-            "prepare-1", Prepared, lambda: preparing.prepare(p, task)
-        )
-        turns = Turns(prepared)
-        end = prepared.end
-        n = 0
-        while end is None:
-            n += 1
-            end = await self._iteration(task, steps, n, turns)
-        last = end
+        begun = await steps.run("prepare-1", Begun, lambda: preparing.prepare(p, task))
+        turns = None if begun.carried is None else Turns(begun, begun.carried)
+        end = begun.end
+        while end is None and turns is not None:
+            end = await self._iteration(task, steps, turns)
+        last = end or preparing.NOT_PREPARED
         await steps.run("finish", End, lambda: recording.finish(p, task, last, turns))
 
-    async def _iteration(
-        self, task: Task, steps: Steps, n: int, turns: Turns
-    ) -> End | None:
+    async def _iteration(self, task: Task, steps: Steps, turns: Turns) -> End | None:
         """One turn; returns how the task ends, None to go on."""
         p = self._parts
-        if n > 1:
+        n = turns.before + len(turns.turns) + 1
+        if turns.turns:
             again = await steps.run(
                 f"prepare-{n}",
-                Prepared,
+                Begun,
                 lambda: preparing.prepare_again(p, task, n),
             )
             if again.end is not None:
@@ -82,9 +80,7 @@ class TaskLoop:
         snapshot = taken.snapshot
         if snapshot is None:
             return taken.end
-        checked = await steps.run(
-            f"verify-{n}", Checked, lambda: checking.verify(p, task, n, snapshot, turns)
-        )
+        checked = await self._checked(task, steps, n, agent, snapshot, turns)
         if checked.end is not None:
             return checked.end
         spent = Spent(
@@ -112,3 +108,29 @@ class TaskLoop:
             f"decide-{n}", Decided, lambda: recording.record(p, task, record, turns)
         )
         return decided.end
+
+    async def _checked(
+        self,
+        task: Task,
+        steps: Steps,
+        n: int,
+        agent: AgentRun,
+        snapshot: Snapshot,
+        turns: Turns,
+    ) -> Checked:
+        """Checks, then a judge where one could say something."""
+        p = self._parts
+        checked = await steps.run(
+            f"verify-{n}", Checked, lambda: checking.verify(p, task, n, snapshot, turns)
+        )
+        tree = checked.judged or snapshot
+        if checked.end is not None or not judging.wanted(
+            task, turns, agent, tree, checked
+        ):
+            return checked
+        said = await steps.run(
+            f"judge-{n}", Judged, lambda: judging.judge(p, task, n, tree, turns)
+        )
+        if said.end is not None:
+            return Checked(end=said.end)
+        return judging.with_judgement(checked, said)

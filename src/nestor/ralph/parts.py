@@ -50,7 +50,11 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     relay: OutboxRelay
     agent_timeout_s: float
     model_base_url: str
+    approval_wait_s: float = 120.0
+    """How long an agent that asks a person waits for the answer."""
     clock: Callable[[], datetime]
+    judge_model: str | None = None
+    """What the Coordinator is asked for to judge criteria in prose; None: nobody judges."""
 
 
 async def say(p: Parts, task: Task, n: int, step: str) -> None:
@@ -94,11 +98,23 @@ def event_of(
     p: Parts, task: Task, kind: str, data: dict[str, Any], n: int = 0
 ) -> events.Event:
     """Make the event of a durable transition: a repeat of it has the same id."""
-    return p.learning.event(
+    return told_of(p.learning, task, kind, data, n)
+
+
+def told_of(
+    learning: LearningClient,
+    task: Task,
+    kind: str,
+    data: dict[str, Any],
+    n: int = 0,
+    *more: str,
+) -> events.Event:
+    """Make an event whose id is of the task, ``n``, the kind and whatever tells it apart."""
+    return learning.event(
         kind,
         data,
         task_id=task.task_id,
-        event_id=derived_id(task.task_id, n, kind),
+        event_id=derived_id(task.task_id, n, kind, *more),
         trace_id=task.trace_id,
     )
 

@@ -20,7 +20,7 @@ from nestor.ports.task_engine import RecoveryLimit
 from nestor.ports.task_store import TaskChange
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.decision import Decision
-from nestor.ralph.parts import Parts, count_tasks, event_of, plain
+from nestor.ralph.parts import CANCELLED, Parts, count_tasks, event_of, plain
 from nestor.ralph.records import AgentRun, Checked, Context, Decided, End, Guidance
 from nestor.ralph.turns import Turns
 from nestor.telemetry import metrics
@@ -56,6 +56,7 @@ async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decide
                 "output": turn.agent.summary or turn.agent.output_tail,
                 "success": passed,
                 "outcome": done.outcome,
+                "refused": turn.agent.refused,
             },
             n,
         )
@@ -64,13 +65,17 @@ async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decide
     if turn.agent.claims_done and turn.decision.blocked:
         data = {"iteration": n, "failing": failing}
         told.append(event_of(p, task, events.EXIT_BLOCKED, data, n))
-    await p.store.change(
+    stored = await p.store.change(
         task.task_id,
         TaskChange(
-            iteration=n, spent=turns.spent, replayed=turn.checked.total.replayed
+            iteration=n,
+            spent=turns.spent,
+            replayed=turn.checked.total.replayed,
+            rolled_back_to=None,
         ),
         iteration=iteration,
         telemetry=told,
+        carried=msgspec.json.encode(turns.carried).decode(),
         live=[
             *(("verdict", {"n": n, **plain(v)}) for v in turn.checked.verdicts),
             ("iteration", {"step": "decide", **plain(iteration)}),
@@ -80,15 +85,52 @@ async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decide
     p.relay.nudge()
     decision = turn.decision
     if decision.status is None or decision.reason is None:
-        return Decided(at=now, spent=turns.spent)
-    end = End(status=decision.status, reason=decision.reason)
-    return Decided(at=now, end=end, spent=turns.spent)
+        end = await _park(p, stored) if turn.agent.unanswered else None
+        return Decided(at=now, end=end)
+    return Decided(at=now, end=End(status=decision.status, reason=decision.reason))
 
 
-async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
-    """Hand the work over, then say how the task ended: once."""
+async def _park(p: Parts, task: Task) -> End | None:
+    """Leave the task to a person while one is asked; None: it was answered, and goes on.
+
+    Who answers from here on starts the next attempt, so nobody may answer in between.
+    """
+    while task.asked:
+        end = End(
+            status=TaskStatus.AWAITING_APPROVAL,
+            reason=Reason.APPROVAL_PENDING,
+            detail="; ".join(question.what for question in task.asked),
+        )
+        data = {"status": end.status, "reason": end.reason, "detail": end.detail}
+        after = await p.store.change(
+            task.task_id,
+            TaskChange(status=end.status, reason=end.reason, detail=end.detail),
+            live=[("task", data)],
+            unless=FINAL_STATUSES,
+            seen=task.approvals,
+        )
+        if after.cancel_requested:
+            return CANCELLED
+        if after.approvals == task.approvals:
+            return end
+        task = after
+    return None
+
+
+async def finish(p: Parts, task: Task, end: End, turns: Turns | None) -> End:
+    """Hand the work over, then say how the task ended: once. ``turns`` None: no workspace."""
+    if end.status is TaskStatus.AWAITING_APPROVAL:
+        # No process, no key and no worker is held while a person is waited for.
+        await p.keys.revoke_scope(f"task:{task.task_id}")
+        await count_tasks(p.store)
+        return end
+    if (await p.store.get(task.task_id)).status in FINAL_STATUSES:
+        # Said before a crash, or cancelled before it began: since then a person may have
+        # moved the branch.
+        await _let_go(p, task)
+        return end
     branch, detail = None, end.detail or _explain(end, turns)
-    if turns.judged and turns.judged != turns.prepared.base:
+    if turns is not None and turns.judged != turns.prepared.base:
         try:
             branch = await p.workspaces.deliver(task.task_id, turns.judged)
         except WorkspaceError as error:
@@ -98,7 +140,7 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns) -> End:
         task,
         msgspec.structs.replace(end, detail=detail),
         branch=branch,
-        seconds=turns.spent.seconds,
+        seconds=turns.spent.seconds if turns else 0.0,
     )
     return end
 
@@ -140,13 +182,18 @@ async def _end(
             spent=Spent(usd=meter.cost_usd, tokens=meter.usage.total, seconds=seconds),
             replayed=meter.replayed,
         ),
-        telemetry=[event_of(p, task, events.TASK_COMPLETED, data)],
+        telemetry=[event_of(p, task, events.TASK_COMPLETED, data, task.attempt - 1)],
         live=[("end", data)],
         unless=FINAL_STATUSES,
     )
     p.relay.nudge()
     metrics.TASKS_ENDED.labels(status=stored.status, reason=str(stored.reason)).inc()
     await count_tasks(p.store)
+    await p.workspaces.discard(task.task_id)
+
+
+async def _let_go(p: Parts, task: Task) -> None:
+    await p.keys.revoke_scope(f"task:{task.task_id}")
     await p.workspaces.discard(task.task_id)
 
 
@@ -172,7 +219,10 @@ def _iteration(
         diff_stat=judged.diff_stat,
         tree=judged.tree,
         commit=judged.commit,
+        snapshot=turn.snapshot.commit,
         verdicts=turn.checked.verdicts,
+        judgements=turn.checked.judgements,
+        judge_model=turn.checked.judge_model,
         usage=meter.usage,
         cost_usd=meter.cost_usd if meter.calls else Decimal(0),
         blocked_reason=turn.decision.blocked,
@@ -186,9 +236,15 @@ def _iteration(
         notes=[
             *turn.context.degraded,
             *([f"guidance: {turn.guidance.error}"] if turn.guidance.error else []),
+            *(
+                [f"judge: {turn.checked.judge_error}"]
+                if turn.checked.judge_error
+                else []
+            ),
         ],
         left_out=turn.snapshot.left_out,
         protected_restored=turn.checked.restored,
+        refused=turn.agent.refused,
     )
 
 
@@ -197,6 +253,8 @@ _EXPLAIN = {
     Reason.NO_CHECKS: "The agent says it is done; no check was given that could tell.",
     Reason.CHECKS_NOT_DISCRIMINATING: "The checks pass, but none of them failed before, "
     "so they say nothing about this work. Give a check that fails until it is done.",
+    Reason.JUDGE_PASSED: "A judge model finds every criterion met and quotes what shows "
+    "it. No check proves that, so it does not count as verified.",
     Reason.MAX_ITERATIONS: "The iterations granted are used up and the checks still fail.",
     Reason.BUDGET_USD: "The money granted is spent, or a price is unknown.",
     Reason.BUDGET_TOKENS: "The tokens granted are spent.",
@@ -207,9 +265,11 @@ _EXPLAIN = {
 }
 
 
-def _explain(end: End, turns: Turns) -> str:
+def _explain(end: End, turns: Turns | None) -> str:
     text = _EXPLAIN.get(end.reason, "")
-    if turns.restored and end.status is not TaskStatus.VERIFIED:
+    if turns is not None and turns.judge_error and end.status is TaskStatus.UNVERIFIED:
+        text += f" It was not judged: {turns.judge_error}."
+    if turns is not None and turns.restored and end.status is not TaskStatus.VERIFIED:
         named = ", ".join(turns.restored[:5])
         text += (
             f" The agent changed protected files, which does not count: {named}. If they "

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from nestor.model.knowledge import ContextItem
-from nestor.model.task import Reason, Spent, TaskStatus, Verdict
+from nestor.model.task import Judgement, Reason, Spent, TaskStatus, Verdict
 from nestor.ports.router import Meter
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.reports import TestReport
@@ -22,15 +22,36 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """The workspace, its environment, and what the checks say before any work."""
 
-    at: datetime
-    end: End | None = None
-    base: str = ""
-    base_tree: str = ""
+    base: str
+    base_tree: str
     repo: str | None = None
     setup: str | None = None
     base_verdicts: list[Verdict] = []
     base_reports: dict[str, TestReport] = {}
     duration_s: float = 0.0
+
+
+class Carried(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt leaves to the next one: stored with every iteration."""
+
+    n: int
+    """The last iteration; 0: none."""
+    prepared: Prepared
+    commit: str
+    """The agent's tree: where the next iteration starts."""
+    agent_tree: str
+    judged: str
+    restored: list[str] = []
+    failing: list[Verdict] = []
+    spent: Spent = Spent()
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """The start of an iteration; the first of an attempt says where it goes on."""
+
+    at: datetime
+    end: End | None = None
+    carried: Carried | None = None
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +81,12 @@ class AgentRun(msgspec.Struct, frozen=True, kw_only=True):
     output_tail: str = ""
     signature: str = ""
     duration_s: float = 0.0
+    """Without the time it waited for a person."""
     sandboxed: bool = True
+    refused: list[str] = []
+    """What the sandbox, or the agent's own policy, did not let it do."""
+    unanswered: bool = False
+    """It ended because nobody answered what it asked."""
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +109,25 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 0.0
     total: Meter = Meter()
     iteration: Meter = Meter()
+    judgements: list[Judgement] = []
+    judge_model: str | None = None
+    judge_error: str = ""
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge says of the criteria; empty when none is configured.
+
+    ``error``: why it said nothing. ``total``, ``iteration``: the meter after it, where it
+    was asked.
+    """
+
+    end: End | None = None
+    judgements: list[Judgement] = []
+    model: str | None = None
+    error: str = ""
+    duration_s: float = 0.0
+    total: Meter | None = None
+    iteration: Meter | None = None
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,4 +135,3 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     end: End | None = None
-    spent: Spent = Spent()

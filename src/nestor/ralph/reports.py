@@ -27,6 +27,26 @@ _UNITTEST_LINE = re.compile(
     r"^(\w+) \(([\w.]+)\)(?:\n[^\n]*)? \.\.\. (.*)$", re.MULTILINE
 )
 _UNREADABLE = "unittest.loader._FailedTest"
+_NODE_FILE = re.compile(r"\S+\.[cm]?[jt]sx?")
+"""Node names a file so that printed no test: it could not be read, or ended early."""
+_NODE_TAP = re.compile(
+    r"^((?:    )*)(?:# Subtest: (?P<begin>.*)"
+    r"|(?P<how>not ok|ok) \d+ - (?P<name>.*?)(?P<left> # (?:SKIP|TODO)\b.*)?)$",
+    re.MULTILINE,
+)
+_NODE_SPEC = re.compile(
+    r"^((?:  )*)(?:▶ (?P<begin>.*?)"
+    r"|(?P<how>[✔✖﹣⚠]) (?P<name>.*?) \(\d[\d.]*ms\)(?P<left> # (?:SKIP|TODO)\b.*)?)$",
+    re.MULTILINE,
+)
+_GO_TEST = re.compile(r"--- (PASS|FAIL|SKIP): (\S+) \(\d")
+_GO_PACKAGE = re.compile(r"(ok|FAIL)[ \t]+(\S+)(?:[ \t]+(.*))?")
+_CARGO_END = re.compile(
+    r"^test result: \w+\. (\d+) passed; (\d+) failed(?:; (\d+) ignored)?"
+    r"(?:; (\d+) measured)?",
+    re.MULTILINE,
+)
+_CARGO_TEST = re.compile(r"^test (.+) \.\.\. (ok|FAILED|ignored)\b", re.MULTILINE)
 
 
 class TestReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +54,9 @@ class TestReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``ids``: short digests of the tests that ran and of the modules they are in; None
     where the runner names no tests. ``needs``: what a later report must have among its
-    ``ids`` (the tests that ran, the modules that could not be read).
+    ``ids`` (the tests that ran, the modules that could not be read). ``unread``: files
+    that could not be read, ``silent``: files that ended well without a test, both for
+    runners that say so of files. ``parts``: how many summaries were printed.
     """
 
     __test__ = False  # for pytest, which collects what is called Test…
@@ -43,6 +65,14 @@ class TestReport(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
     ids: list[str] | None = None
     needs: list[str] = []
+    unread: list[str] = []
+    silent: list[str] = []
+    parts: int = 1
+
+    @property
+    def tells(self) -> bool:
+        """Whether a test was there at all, be it one that could not be read."""
+        return bool(self.ran or self.needs or self.unread)
 
 
 def runner_of(run: str | list[str]) -> str | None:
@@ -51,12 +81,20 @@ def runner_of(run: str | list[str]) -> str | None:
     return next((name for name, seen in _RUNNERS.items() if seen.search(line)), None)
 
 
+def runs_of(run: str | list[str]) -> int:
+    """Count how often a command line names its runner."""
+    line = run if isinstance(run, str) else " ".join(run)
+    runner = runner_of(line)
+    return len(_RUNNERS[runner].findall(line)) if runner else 0
+
+
 def read_report(
-    runner: str | None, junit: bytes | None, output: str
+    runner: str | None, junit: bytes | None, output: str, *, named: bool = True
 ) -> TestReport | None:
     """Read the report; None when there is no complete one.
 
-    ``junit`` is the file that pytest writes as its last act.
+    ``junit`` is the file that pytest writes as its last act. ``named``: the runner was
+    told to name its tests.
     """
     if junit is not None:
         return _junit(junit)
@@ -66,7 +104,7 @@ def read_report(
         case "node":
             return _node(output)
         case "go":
-            return _go(output)
+            return _go(output, named=named)
         case "cargo":
             return _cargo(output)
     return None
@@ -101,28 +139,34 @@ def _junit(data: bytes) -> TestReport | None:
 
 
 def _unittest(output: str) -> TestReport | None:
-    total = re.findall(r"^Ran (\d+) tests? in ", output, re.MULTILINE)
-    end = re.findall(
+    totals = re.findall(r"^Ran (\d+) tests? in ", output, re.MULTILINE)
+    ends = re.findall(
         r"^(?:OK|FAILED|NO TESTS RAN)(?: \(([^)]*)\))?\s*$", output, re.MULTILINE
     )
-    if not total or not end:
+    if not totals or len(ends) < len(totals):
         return None
-    said = re.search(r"skipped=(\d+)", end[-1])
-    skipped = int(said[1]) if said else 0
+    total = sum(int(text) for text in totals)
+    skipped = sum(
+        int(text) for end in ends for text in re.findall(r"skipped=(\d+)", end)
+    )
     named = _UNITTEST_LINE.findall(output)
-    if len(named) < int(total[-1]):  # without -v no test is named
-        return TestReport(ran=int(total[-1]) - skipped, skipped=skipped)
+    if len(named) < total:  # without -v no test is named
+        return TestReport(ran=total - skipped, skipped=skipped, parts=len(totals))
     unreadable = [name for name, where, _ in named if where.startswith(_UNREADABLE)]
     ran = [
         (where.removesuffix(f".{name}"), name)
         for name, where, how in named
         if not where.startswith(_UNREADABLE) and not how.startswith("skipped")
     ]
-    return _report(ran, unreadable, skipped=skipped)
+    return _report(ran, unreadable, skipped=skipped, parts=len(totals))
 
 
 def _report(
-    ran: list[tuple[str, str]], unreadable: list[str], *, skipped: int
+    ran: list[tuple[str, str]],
+    unreadable: list[str],
+    *,
+    skipped: int,
+    parts: int = 1,
 ) -> TestReport:
     tests = {_id("test", module, _stable(name)) for module, name in ran}
     modules = {
@@ -133,7 +177,11 @@ def _report(
     }
     needs = tests | {_id("module", module) for module in unreadable}
     return TestReport(
-        ran=len(ran), skipped=skipped, ids=sorted(tests | modules), needs=sorted(needs)
+        ran=len(ran),
+        skipped=skipped,
+        ids=sorted(tests | modules),
+        needs=sorted(needs),
+        parts=parts,
     )
 
 
@@ -152,34 +200,110 @@ def missing(needs: Iterable[str], report: TestReport) -> int:
 
 
 def _node(output: str) -> TestReport | None:
-    def total(word: str) -> int | None:
+    def totals(word: str) -> list[int]:
         found = re.findall(rf"^(?:#|ℹ) {word} (\d+)\s*$", output, re.MULTILINE)  # noqa: RUF001
-        return int(found[-1]) if found else None
+        return [int(text) for text in found]
 
-    tests = total("tests")
-    if tests is None:
+    tests = totals("tests")
+    if not tests:
         return None
-    skipped = (total("skipped") or 0) + (total("todo") or 0)
-    return TestReport(ran=tests - skipped, skipped=skipped)
-
-
-def _go(output: str) -> TestReport | None:
-    packages = len(re.findall(r"^(?:ok|FAIL)\s+\S+", output, re.MULTILINE))
-    ran = len(re.findall(r"^\s*--- (?:PASS|FAIL): ", output, re.MULTILINE))
-    skipped = len(re.findall(r"^\s*--- SKIP: ", output, re.MULTILINE))
-    if not packages:
+    results = _node_results(output)
+    files = [
+        (path[-1], good)
+        for path, good, _ in results
+        if len(path) == 1 and _NODE_FILE.fullmatch(path[-1])
+    ]
+    skipped = sum(totals("skipped")) + sum(totals("todo"))
+    named = [
+        (" > ".join(path[:-1]), path[-1])
+        for path, _, left in results
+        if not left and not (len(path) == 1 and _NODE_FILE.fullmatch(path[-1]))
+    ]
+    ran = sum(tests) - skipped - len(files)
+    if len(results) > sum(tests) + sum(totals("suites")):  # more than were counted
         return None
-    return TestReport(ran=ran or packages, skipped=skipped)
+    whole = len(results) == sum(tests) + sum(totals("suites"))
+    report = _report(named, [], skipped=skipped, parts=len(tests))
+    return TestReport(
+        ran=ran,
+        skipped=skipped,
+        ids=report.ids if whole else None,
+        needs=report.needs if whole else [],
+        unread=sorted(_id("file", name) for name, good in files if not good),
+        silent=sorted(_id("file", name) for name, good in files if good),
+        parts=len(tests),
+    )
+
+
+def _node_results(output: str) -> list[tuple[list[str], bool, bool]]:
+    """Return path, whether it is good, and whether it was left out, of every result."""
+    line = _NODE_TAP if re.search(r"^TAP version ", output, re.MULTILINE) else None
+    if line is None:
+        line, width = _NODE_SPEC, 2
+        output = re.split(r"^ℹ tests ", output, flags=re.MULTILINE)[0]  # noqa: RUF001
+    else:
+        width = 4
+    within: list[str] = []
+    found = []
+    for match in line.finditer(output):
+        depth = len(match[1]) // width
+        if (name := match["begin"]) is not None:
+            within[depth:] = [name]
+            continue
+        path = [*within[:depth], match["name"]]
+        found.append((path, match["how"] in {"ok", "✔"}, bool(match["left"])))
+    return found
+
+
+def _go(output: str, *, named: bool) -> TestReport | None:
+    ran: list[tuple[str, str]] = []
+    packages: list[str] = []
+    unreadable: list[str] = []
+    skipped, begun, ended = 0, set[str](), dict[str, str]()
+    for line in output.splitlines():
+        if line.startswith("=== RUN "):
+            begun.add(line.split()[-1])
+        elif found := _GO_TEST.search(line):
+            ended[found[2]] = found[1]
+        elif found := _GO_PACKAGE.fullmatch(line.rstrip()):
+            how, package, rest = found[1], found[2], found[3] or ""
+            if how == "ok" and begun - ended.keys():  # it ended in the middle of a test
+                return None
+            if "failed]" in rest:
+                unreadable.append(package)
+            elif "[no test" not in rest:
+                packages.append(package)
+            ran += [(package, name) for name, end in ended.items() if end != "SKIP"]
+            skipped += sum(end == "SKIP" for end in ended.values())
+            begun, ended = set(), {}
+    if not packages and not unreadable:
+        return None
+    if named or ran:
+        return _report(ran, unreadable, skipped=skipped)
+    return TestReport(ran=len(packages))
 
 
 def _cargo(output: str) -> TestReport | None:
-    started = re.findall(r"^running (\d+) tests?$", output, re.MULTILINE)
-    ended = re.findall(
-        r"^test result: \w+\. (\d+) passed; (\d+) failed(?:; (\d+) ignored)?",
-        output,
-        re.MULTILINE,
-    )
-    if not started or len(started) != len(ended):
+    parts = re.split(r"^running (\d+) tests?$", output, flags=re.MULTILINE)
+    if len(parts) == 1:
         return None
-    ran = sum(int(passed) + int(failed) for passed, failed, _ in ended)
-    return TestReport(ran=ran, skipped=sum(int(n or 0) for *_, n in ended))
+    ran: list[tuple[str, str]] = []
+    counted, skipped, whole = 0, 0, True
+    for begun, body in zip(parts[1::2], parts[2::2], strict=True):
+        ends = _CARGO_END.findall(body)
+        # What a test printed may look like an end; the real one is the last.
+        if not ends or sum(int(n or 0) for n in ends[-1]) != int(begun):
+            return None
+        passed, failed, left, _ = (int(n or 0) for n in ends[-1])
+        tests = _CARGO_TEST.findall(body.partition("\nfailures:\n")[0])
+        whole = whole and len(tests) == int(begun)
+        ran += [("", _unnumbered(name)) for name, how in tests if how != "ignored"]
+        counted, skipped = counted + passed + failed, skipped + left
+    if not whole:
+        return TestReport(ran=counted, skipped=skipped)
+    return _report(ran, [], skipped=skipped)
+
+
+def _unnumbered(name: str) -> str:
+    """A test in a comment is named by its line, which moves."""
+    return re.sub(r" \(line \d+\)", "", name)

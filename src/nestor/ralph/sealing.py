@@ -15,6 +15,7 @@ from nestor.model.access import ADMIN, Principal
 from nestor.model.ids import TASK_ID, new_id, new_trace_id
 from nestor.model.task import (
     Approval,
+    Budget,
     Check,
     Network,
     Reason,
@@ -49,6 +50,8 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True):
     refuses_mount: Callable[[Path], str | None]
     """``ports.sandbox.Sandbox.refuses_mount``."""
     workspace_roots: tuple[Path, ...] = ()
+    never_fits: Callable[[str, int | None], str | None] = lambda _backend, _bytes: None
+    """``gate.Gate.never_fits``: why so much memory can never be had here."""
 
 
 def seal(
@@ -69,6 +72,7 @@ def seal(
         *_text_errors(sealed),
         *_control_errors(sealed),
         *_field_errors(sealed, rules),
+        *_dependency_errors(sealed),
     ]:
         raise InvalidInput(
             "; ".join(f"{e.field}: {e.message}" for e in errors), *errors
@@ -91,9 +95,32 @@ def seal(
         approvals=[Approval(id="start", what=approval)] if approval else [],
         trace_id=new_trace_id(),
         submitted_by=principal.key_id,
+        checks_digest=checks_digest(sealed),
         spec=sealed,
     )
     return task, digest
+
+
+def checks_digest(spec: TaskSpec) -> str:
+    """Return the SHA-256 over all that decides how the task ends, in a fixed order.
+
+    The checks, what they are run with and on, and what a judge goes by: the criteria, or
+    where there are none the goal.
+    """
+    place, limits = spec.workspace, spec.sandbox
+    decides = {
+        "checks": spec.all_checks,
+        "protected": spec.protected,
+        "guard_only": spec.guard_only,
+        "setup": spec.setup,
+        "mounts": spec.mounts,
+        "criteria": spec.completion_criteria or [spec.goal],
+        "path": place.path if place else None,
+        "memory_bytes": limits.memory_bytes,
+        "disk_bytes": limits.disk_bytes,
+        "processes": limits.processes,
+    }
+    return hashlib.sha256(msgspec.json.encode(decides, order="sorted")).hexdigest()
 
 
 def needs_approval(spec: TaskSpec, principal: Principal) -> str | None:
@@ -168,6 +195,18 @@ def _text_errors(spec: TaskSpec) -> list[FieldError]:
     return errors
 
 
+def _dependency_errors(spec: TaskSpec) -> Iterator[FieldError]:
+    """Whether they go in a circle only the store can tell, where they meet the others."""
+    if len(spec.dependencies) > _MAX_LIST:
+        yield FieldError("dependencies", f"more than {_MAX_LIST} entries")
+    for at, name in enumerate(spec.dependencies[:_MAX_LIST]):
+        if not TASK_ID.fullmatch(name) or set(name) <= {"."}:
+            message = "name a task: 1 to 64 letters, digits, '.', '_' or '-'"
+            yield FieldError(f"dependencies.{at}", message)
+        elif name == spec.task_id:
+            yield FieldError(f"dependencies.{at}", "a task cannot wait for itself")
+
+
 def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
     limit = spec.sandbox
     wrong = (
@@ -182,15 +221,15 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
             f"use 1 to {MAX_ITERATIONS}",
         ),
         (
-            "dependencies",
-            bool(spec.dependencies),
-            "waiting for other tasks is not built yet",
-        ),
-        (
             "sandbox.memory_bytes",
             limit.memory_bytes is not None
             and not _MIN_MEMORY <= limit.memory_bytes <= _MAX_MEMORY,
             "use 64 MiB to 1 PiB",
+        ),
+        (
+            "sandbox.memory_bytes",
+            bool(never := rules.never_fits(spec.backend or "", limit.memory_bytes)),
+            never or "",
         ),
         (
             "sandbox.processes",
@@ -204,22 +243,24 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
         ),
         ("test_command", _is_empty(spec.test_command), "is empty"),
         ("command", _is_empty(spec.command), "is empty"),
-        *(
-            (
-                f"budget.{name}",
-                value is not None and not _is_amount(value),
-                "must be a finite number above 0",
-            )
-            for name in ("usd", "tokens", "seconds")
-            for value in [getattr(spec.budget, name)]
-        ),
     )
     errors = [FieldError(field, message) for field, bad, message in wrong if bad]
     return [
         *errors,
+        *budget_errors(spec.budget),
         *_backend_errors(spec, rules),
         *_check_errors(spec.checks),
         *_mount_errors(spec.mounts, rules),
+    ]
+
+
+def budget_errors(budget: Budget) -> list[FieldError]:
+    """Name each limit that is none."""
+    return [
+        FieldError(f"budget.{name}", "must be a finite number above 0")
+        for name in ("usd", "tokens", "seconds")
+        for value in [getattr(budget, name)]
+        if value is not None and not _is_amount(value)
     ]
 
 

@@ -1,40 +1,42 @@
-"""Ralph as the faces see it: submit, look, cancel, approve, and run what is queued."""
+"""Ralph as the faces see it: submit, look, steer, answer, and run what is queued."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from nestor.errors import Conflict, Forbidden, NotFound, Unavailable
+from nestor.errors import NotFound, Unavailable
 from nestor.model import event as events
 from nestor.model.access import ADMIN, Principal
 from nestor.model.health import Dependency, HealthStatus
-from nestor.model.ids import derived_id
 from nestor.model.task import (
-    FINAL_STATUSES,
-    Approval,
     Iteration,
-    Reason,
     Task,
     TaskSpec,
     TaskStatus,
+    Verdict,
 )
 from nestor.ports.sandbox import Sandbox
 from nestor.ports.task_engine import TaskEngine
 from nestor.ports.task_store import (
-    TaskChange,
     TaskEvent,
     TaskFilter,
     TaskStore,
     TaskTotals,
 )
 from nestor.ports.workspace import Workspaces
+from nestor.ralph.access import known, refuse_hidden, seen_by
+from nestor.ralph.approving import Approving, bound
+from nestor.ralph.control import Control
+from nestor.ralph.forking import Forking
 from nestor.ralph.isolation import Isolation
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
-from nestor.ralph.parts import count_tasks
+from nestor.ralph.parts import count_tasks, told_of
+from nestor.ralph.records import Carried
 from nestor.ralph.sealing import Sealing, followed, seal
+from nestor.ralph.waiting import Waiting
 from nestor.telemetry.learning_client import LearningClient
 
 
@@ -44,19 +46,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     task: Task
     created: bool
     position: int
-    """Tasks that wait, this one included; 0 when it does not wait."""
-
-
-def may_see(task: Task, reader: Principal) -> bool:
-    """Tell whether a task is there for this key: its own, or all for some scopes.
-
-    Who approves must see what it is about, and what became of it: of tasks that ask.
-    """
-    return (
-        task.submitted_by == reader.key_id
-        or reader.may("read")
-        or (reader.may("approve") and bool(task.approvals))
-    )
+    """Queued tasks that go before it, itself included; 0: it waits for others, or not at all."""
 
 
 class Ralph:
@@ -73,6 +63,8 @@ class Ralph:
         relay: OutboxRelay,
         learning: LearningClient,
         sealing: Sealing,
+        waiting: Waiting,
+        budget_changed: Callable[[str], None] = lambda _task_id: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
@@ -83,19 +75,47 @@ class Ralph:
         self._relay = relay
         self._learning = learning
         self._sealing = sealing
+        self._waiting = waiting
         self._clock = clock
         self._isolation = Isolation(sandbox, clock=clock)
         self._working_since: datetime | None = None
+        shared: dict[str, Any] = {
+            "store": store,
+            "relay": relay,
+            "learning": learning,
+            "clock": clock,
+        }
+        control = Control(
+            workspaces=workspaces, budget_changed=budget_changed, **shared
+        )
+        answers = Approving(refuses_mount=sealing.refuses_mount, **shared)
+        self.cancel = control.cancel
+        self.resume = control.resume
+        self.retry = control.retry
+        self.rollback = control.rollback
+        self.fork = Forking(control=control, sealing=sealing, **shared).fork
+        self.approve = answers.approve
+        self.grant = answers.grant
 
     async def start(self) -> None:
         """Send what telemetry waits, then take tasks; those a dead process left come first."""
         self._relay.start()
         await self._engine.start(self._loop.run)
+        self._waiting.dependencies.start()
         self._working_since = self._clock()
+
+    async def drain(self, limit_s: float) -> list[str]:
+        """Take no more tasks; let running ones end their step, for ``limit_s`` at most.
+
+        Returns the ids of those that still run. Submits are stored and wait.
+        """
+        self._working_since = None
+        return await self._engine.drain(limit_s)
 
     async def stop(self) -> None:
         """Take no more tasks; running ones go on at the next start."""
         self._working_since = None
+        await self._waiting.dependencies.stop()
         await self._engine.stop()
         await self._relay.stop()
 
@@ -107,147 +127,46 @@ class Ralph:
         repository outside the roots of this key.
         """
         task, digest = seal(spec, principal, self._sealing, now=self._clock())
-        known = await self._known(task.task_id)
-        if known is not None:
-            _refuse_hidden(known, principal)
+        there = await known(self._store, task.task_id)
+        if there is not None:
+            refuse_hidden(there, principal)
         else:
             # Only for a new task: a repeat must give the old one, whatever became of its
             # repository.
             inside = None if principal.may(ADMIN) else self._sealing.workspace_roots
             await self._workspaces.inspect(task.spec, inside=inside)
             task = msgspec.structs.replace(task, spec=followed(task.spec))
+        task = bound(task, digest, at=self._clock())
         questions = [{"what": q.what, "approval_id": q.id} for q in task.approvals]
         stored, created = await self._store.add(
             task,
             digest=digest,
             enqueue=task.status is TaskStatus.QUEUED,
             telemetry=[
-                self._event(task, events.APPROVAL_REQUESTED, data) for data in questions
+                told_of(self._learning, task, events.APPROVAL_REQUESTED, data)
+                for data in questions
             ],
             live=[("approval", data) for data in questions],
         )
         if created:
             self._relay.nudge()
         else:
-            _refuse_hidden(stored, principal)
-        counts = await count_tasks(self._store)
-        waiting = stored.status is TaskStatus.QUEUED
-        position = counts.get(TaskStatus.QUEUED, 0) if waiting else 0
+            refuse_hidden(stored, principal)
+        await count_tasks(self._store)
+        position = await self._waiting.dependencies.position(stored)
         return Submitted(task=stored, created=created, position=position)
-
-    async def _known(self, task_id: str) -> Task | None:
-        try:
-            return await self._store.get(task_id)
-        except NotFound:
-            return None
-
-    async def approve(
-        self,
-        task_id: str,
-        *,
-        approved: bool,
-        note: str | None,
-        principal: Principal,
-        action: str | None = None,
-    ) -> Task:
-        """Answer the question a task waits with; ``action``: the id of that question.
-
-        The key that submitted never approves, an admin's excepted. Raises ``Conflict``
-        when the task does not wait, waits with another question, or was answered by
-        somebody else meanwhile.
-        """
-        task = await self.get(task_id, by=principal)
-        if task.status is not TaskStatus.AWAITING_APPROVAL:
-            message = f"task {task_id} does not wait for approval: it is {task.status}"
-            raise Conflict(message)
-        if task.submitted_by == principal.key_id and not principal.may(ADMIN):
-            raise Forbidden("the key that submitted a task cannot approve it")
-        question = task.approvals[0]
-        if action is not None and action != question.id:
-            message = (
-                f"task {task_id} does not wait for {action!r}, but {question.id!r}"
-            )
-            raise Conflict(message)
-        now = self._clock()
-        answer = Approval(
-            id=question.id,
-            what=question.what,
-            approved=approved,
-            decided_by=principal.key_id,
-            decided_at=now,
-            note=note,
-        )
-        data = {"approved": approved, "by": principal.key_id, "note": note}
-        refused = TaskChange(
-            status=TaskStatus.REJECTED,
-            reason=Reason.REJECTED,
-            ended_at=now,
-            approvals=[answer],
-            detail="A person refused it.",
-        )
-        allowed = TaskChange(
-            status=TaskStatus.QUEUED, reason=None, approvals=[answer], detail=""
-        )
-        changed = await self._store.change(
-            task_id,
-            allowed if approved else refused,
-            telemetry=[self._event(task, events.APPROVAL_DECIDED, data)],
-            live=[("approval", data)] + ([] if approved else [("end", _end(refused))]),
-            unless=frozenset(TaskStatus) - {TaskStatus.AWAITING_APPROVAL},
-            enqueue=approved,
-        )
-        if changed.approvals != [answer]:
-            message = f"task {task_id} was answered meanwhile: it is {changed.status}"
-            raise Conflict(message)
-        self._relay.nudge()
-        return changed
-
-    async def cancel(self, task_id: str, *, by: Principal | None = None) -> Task:
-        """Ask for the end. ``cancelled`` shows only once its processes are gone.
-
-        ``by`` None: the operator in person. Any other key ends the tasks it submitted,
-        an admin's all (``Forbidden``; ``NotFound`` for one that it may not even see). A
-        task that has ended stays as it is (``Conflict``).
-        """
-        waiting = TaskChange(
-            status=TaskStatus.CANCELLED,
-            reason=Reason.CANCELLED,
-            ended_at=self._clock(),
-            cancel_requested=True,
-            detail="Cancelled before it started.",
-        )
-        task = await self.get(task_id, by=by)
-        if by is not None and task.submitted_by != by.key_id and not by.may(ADMIN):
-            raise Forbidden(
-                "only the key that submitted a task, or an admin's, ends it"
-            )
-        data = _end(waiting)
-        task = await self._store.change(
-            task_id,
-            waiting,
-            telemetry=[self._event(task, events.TASK_COMPLETED, data)],
-            live=[("end", data)],
-            unless=FINAL_STATUSES | {TaskStatus.RUNNING},
-        )
-        if task.status is TaskStatus.RUNNING:
-            task = await self._store.change(
-                task_id, TaskChange(cancel_requested=True), unless=FINAL_STATUSES
-            )
-        if task.status in FINAL_STATUSES and not task.cancel_requested:
-            message = f"task {task_id} has ended already: {task.status}"
-            raise Conflict(message)
-        self._relay.nudge()
-        return task
 
     async def get(self, task_id: str, *, by: Principal | None = None) -> Task:
         """Read one task. ``by`` None: the operator in person, or ourselves.
 
         Raises ``NotFound``, in the same words for a task that this key may not see.
         """
-        task = await self._known(task_id)
-        if task is None or not (by is None or may_see(task, by)):
-            raise NotFound.at("task_id", f"there is no task {task_id}")
-        return task
+        return await seen_by(self._store, task_id, by)
+
+    async def waits(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Say of each queued task why it does not run yet, as far as is known here."""
+        working = self._working_since is not None
+        return await self._waiting.why(tasks, self._engine, working=working)
 
     async def newest(self, which: TaskFilter, *, limit: int) -> tuple[list[Task], bool]:
         """Read the newest tasks, newest first, and tell whether there are older ones."""
@@ -266,17 +185,39 @@ class Ralph:
         """Read the iterations of a task."""
         return await self._store.iterations(task_id)
 
+    async def base_verdicts(self, task_id: str) -> list[Verdict]:
+        """Read what the checks said before any work; empty while they were not run."""
+        carried = await self._store.carried(task_id)
+        if carried is None:
+            return []
+        return msgspec.json.decode(carried, type=Carried).prepared.base_verdicts
+
     async def live(self, task_id: str, *, after: int) -> list[TaskEvent]:
         """Read live events newer than ``after``."""
         return await self._store.live(task_id, after=after)
 
-    async def diff(self, task_id: str) -> str:
-        """Unified diff of the newest snapshot against the base; "" before the first."""
+    async def diff(self, task_id: str, *, iteration: int | None = None) -> str:
+        """Unified diff of what its branch stands at against the base; "" before there is any.
+
+        That is the newest snapshot, or the iteration that it was rolled back to;
+        ``iteration``: that one's instead. Raises ``NotFound`` for one that is not there.
+        """
         task = await self._store.get(task_id)
-        commits = [i.commit for i in await self._store.iterations(task_id) if i.commit]
-        if not commits or task.base is None:
+        commits = {i.n: i.commit for i in await self._store.iterations(task_id)}
+        if iteration is not None and iteration not in commits:
+            known = f"1 to {max(commits)}" if commits else "none yet"
+            raise NotFound.at(
+                "iteration", f"there is no {iteration}; recorded: {known}"
+            )
+        at = max(commits, default=0)
+        if iteration is not None:
+            at = iteration
+        elif task.rolled_back_to is not None:
+            at = task.rolled_back_to
+        commit = commits.get(at)
+        if commit is None or task.base is None:
             return ""
-        return await self._workspaces.diff(task_id, commits[-1], task.base)
+        return await self._workspaces.diff(task_id, commit, task.base)
 
     async def workers(self) -> list[dict[str, Any]]:
         """What this process is working on now; empty when it does not work."""
@@ -317,27 +258,3 @@ class Ralph:
             ),
             await self._isolation.dependency(),
         ]
-
-    def _event(self, task: Task, kind: str, data: dict[str, Any]) -> events.Event:
-        return self._learning.event(
-            kind,
-            data,
-            task_id=task.task_id,
-            event_id=derived_id(task.task_id, 0, kind),
-            trace_id=task.trace_id,
-        )
-
-
-def _refuse_hidden(task: Task, principal: Principal) -> None:
-    """Say the same of every task that this key may not see, whatever it holds."""
-    if not may_see(task, principal):
-        raise Conflict(f"task_id: {task.task_id} is taken; use another")
-
-
-def _end(change: TaskChange) -> dict[str, Any]:
-    return {
-        "status": change.status,
-        "reason": change.reason,
-        "iterations": 0,
-        "success": False,
-    }

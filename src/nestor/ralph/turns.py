@@ -3,38 +3,61 @@
 from nestor.model.task import Outcome, Spent, Task, Verdict
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.decision import Facts, Turn
-from nestor.ralph.records import AgentRun, Checked, Prepared
+from nestor.ralph.records import AgentRun, Begun, Carried, Checked
 from nestor.ralph.verification import failure_signature
 
 
 class Turns:
-    """The base and the turns so far. Changed by the loop alone, never inside a step."""
+    """The base and the turns of this attempt. Changed by the loop alone, never inside a step."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
+    def __init__(self, begun: Begun, carried: Carried) -> None:
+        self.prepared = carried.prepared
+        self.before = carried.n
+        """Iterations of earlier attempts."""
         self.turns: list[Turn] = []
-        self.commit = prepared.base
+        self.commit = carried.commit
         """The newest snapshot of the agent's tree, or the base."""
-        self.agent_tree = prepared.base_tree
+        self.agent_tree = carried.agent_tree
         """The tree of ``commit``."""
-        self.judged = prepared.base
+        self.judged = carried.judged
         """The newest commit that verdicts are on: protected paths as on the base."""
-        self.restored: list[str] = []
-        self.spent = Spent(seconds=prepared.duration_s)
-        self.begun = prepared.at
+        self.restored = carried.restored
+        self.failing = carried.failing
+        """What failed on the newest tree."""
+        self.judge_error = ""
+        """Why a judge said nothing of it, although it was asked."""
+        self.spent = carried.spent
+        self.begun = begun.at
         """When the current iteration began."""
 
     @property
-    def failing(self) -> list[Verdict]:
-        """What failed on the newest tree."""
-        last = self.turns[-1].verdicts if self.turns else []
-        return [verdict for verdict in last if not verdict.passed]
+    def flaky(self) -> list[str]:
+        """Checks that passed and failed on one tree: the base, or one of this attempt."""
+        seen = [*self.prepared.base_verdicts, *self.failing]
+        seen += [verdict for turn in self.turns for verdict in turn.verdicts]
+        return sorted({verdict.check for verdict in seen if verdict.flaky})
+
+    @property
+    def carried(self) -> Carried:
+        """What a further attempt needs."""
+        return Carried(
+            n=self.before + len(self.turns),
+            prepared=self.prepared,
+            commit=self.commit,
+            agent_tree=self.agent_tree,
+            judged=self.judged,
+            restored=self.restored,
+            failing=self.failing,
+            spent=self.spent,
+        )
 
     def add(
         self, turn: Turn, *, snapshot: Snapshot, checked: Checked, spent: Spent
     ) -> None:
         """Note the turn that was just recorded."""
         self.turns.append(turn)
+        self.failing = [v for v in turn.verdicts if not v.passed]
+        self.judge_error = checked.judge_error
         self.commit = snapshot.commit
         self.agent_tree = snapshot.tree
         self.judged = (checked.judged or snapshot).commit
@@ -45,7 +68,7 @@ class Turns:
         """Find the verdicts on this very tree, and where they are from."""
         if tree == self.prepared.base_tree and self.prepared.base_verdicts:
             return "base", self.prepared.base_verdicts
-        for number, turn in enumerate(self.turns, 1):
+        for number, turn in enumerate(self.turns, self.before + 1):
             if turn.tree == tree and turn.verdicts:
                 return f"iteration {number}", turn.verdicts
         return None
@@ -66,6 +89,7 @@ def facts_of(task: Task, turns: Turns) -> Facts:
         guard_only=task.spec.guard_only,
         has_checks=bool(task.spec.all_checks),
         turns=turns.turns,
+        iterations=turns.before + len(turns.turns),
         max_iterations=task.max_iterations,
         budget=task.budget,
         spent=turns.spent,
@@ -81,6 +105,7 @@ def turn_of(
         claimed_done=agent.claims_done,
         tree=(checked.judged or snapshot).tree,
         verdicts=checked.verdicts,
+        judgements=checked.judgements,
         error_signature=agent.signature,
         failure_signature=failure_signature(checked.verdicts),
     )

@@ -6,6 +6,7 @@ from nestor.wiring.stack import (
     PROXY_WINDOW_S,
     Nestor,
     refuse_if_running,
+    refuse_limits_of_nobody,
     refuse_what_cannot_run,
     running,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "Nestor",
     "deployments",
     "refuse_if_running",
+    "refuse_limits_of_nobody",
     "refuse_what_cannot_run",
     "running",
 ]

@@ -1,8 +1,10 @@
 """Open every part that the settings name, and close them all on the way out."""
 
 import asyncio
+import os
 import secrets
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,31 +21,40 @@ from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.git.workspaces import GitWorkspaces
 from nestor.backends.llama_cpp.server import refuse_model_file
 from nestor.backends.replay.cassette import Cassette
-from nestor.backends.sandbox.bubblewrap import BubblewrapSandbox
-from nestor.backends.sandbox.unisolated import NoSandbox
+from nestor.backends.sandbox.choice import sandbox_of
+from nestor.backends.sql.audit_log import SqlAuditLog
 from nestor.backends.sql.budget_store import SqlBudgetStore
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.key_store import SqlKeyStore, hash_of
 from nestor.backends.sql.session_store import SqlSessionStore
+from nestor.backends.sql.task_queue import SqlTaskQueue
 from nestor.backends.sql.task_store import SqlTaskStore
 from nestor.coordinator.service import Coordinator
 from nestor.errors import Misconfigured
+from nestor.model.backend_table import by_name, refuse_unknown
 from nestor.model.health import Dependency, HealthStatus
 from nestor.model.network import password_in
+from nestor.model.routing import Kind
+from nestor.ports.audit_log import AuditLog
 from nestor.ports.budget_store import BudgetStore
 from nestor.ports.call_ledger import CallLedger
 from nestor.ports.event_log import EventLog
 from nestor.ports.key_store import KeyStore
 from nestor.ports.rate_limiter import RateLimiter
 from nestor.ports.session_store import SessionStore
+from nestor.ports.task_queue import Need
 from nestor.ralph.environment import Environments
+from nestor.ralph.gate import Gate
 from nestor.ralph.loop import TaskLoop
 from nestor.ralph.outbox import OutboxRelay
 from nestor.ralph.parts import Parts
+from nestor.ralph.queue import DependencyQueue
 from nestor.ralph.recording import give_up
 from nestor.ralph.sealing import Sealing
 from nestor.ralph.service import Ralph
 from nestor.ralph.verification import Verifier
+from nestor.ralph.waiting import Waiting
+from nestor.resilience import memory
 from nestor.resilience.rate_limit import MovingWindow
 from nestor.settings import FILE, Settings
 from nestor.telemetry.learning_client import LearningClient
@@ -56,6 +67,8 @@ PROXY_REQUESTS, PROXY_WINDOW_S = 60, 60
 """What the dashboard's proxy admits of one client."""
 INSIDE_MODEL_URL = "http://127.0.0.1:8092/v1"
 """Where an agent finds its model, inside the sandbox."""
+GUARDIAN = "guardian.py"
+"""On the command line of every process that runs agents and checks."""
 _log = get_logger("nestor")
 
 
@@ -73,6 +86,7 @@ class Nestor:
     spool: Spool
     coordinator: Coordinator
     ralph: Ralph
+    audit: AuditLog
     ledger: CallLedger
     budgets: BudgetStore
     event_log: FileEventLog
@@ -142,6 +156,7 @@ def refuse_what_cannot_run(settings: Settings) -> None:
             f"{settings.default_backend!r} is not one of: {', '.join(sorted(known))}"
         )
         raise Misconfigured(f"NESTOR_DEFAULT_BACKEND: {wrong}")
+    refuse_limits_of_nobody(settings)
     replayed, recorded = settings.replay_cassette, settings.record_cassette
     if replayed is not None and recorded is not None:
         raise Misconfigured("NESTOR_RECORD_CASSETTE: cannot record what is replayed")
@@ -150,8 +165,36 @@ def refuse_what_cannot_run(settings: Settings) -> None:
         _refuse_cassette("NESTOR_RECORD_CASSETTE", recorded)
     if settings.starts_llama_cpp and replayed is None:
         refuse_model_file(settings.local_model_file)
+    _refuse_judge(settings)
     _proxy_limiter(settings)
     refuse_knowledge(settings)
+
+
+def _refuse_judge(settings: Settings) -> None:
+    """Raise ``Misconfigured`` for a judge that no deployment is."""
+    if settings.judge_model is None:
+        return
+    made = {
+        name
+        for name, kind in settings.made_deployments.items()
+        if kind is Kind.CHAT
+        for name in (name, getattr(settings, f"{name}_model"))
+    }
+    chats = [one for one in settings.deployments if one.kind is Kind.CHAT]
+    made |= {name for one in chats for name in (one.name, one.model, one.side.value)}
+    known = sorted({"auto", *made}) if made else []
+    if settings.judge_model not in known:
+        listed = ", ".join(known) or "none, for no model is configured"
+        wrong = f"{settings.judge_model!r} is not one of: {listed}"
+        raise Misconfigured(f"NESTOR_JUDGE_MODEL: {wrong}")
+
+
+def refuse_limits_of_nobody(settings: Settings) -> None:
+    """Raise ``Misconfigured`` for a ``[[backend]]`` table of a backend that there is not."""
+    try:
+        refuse_unknown(settings.backends, agent_backends())
+    except ValueError as error:
+        raise Misconfigured(f"{FILE}: {error}") from None
 
 
 def _refuse_cassette(name: str, path: Path | None) -> None:
@@ -212,6 +255,7 @@ async def running(settings: Settings, *, coordinator_url: str) -> AsyncIterator[
             spool=spool,
             coordinator=coordinator,
             ralph=ralph,
+            audit=SqlAuditLog(database),
             ledger=ledger,
             budgets=SqlBudgetStore(database),
             event_log=event_log,
@@ -263,28 +307,52 @@ async def _ralph(
     keys: KeyStore,
     coordinator_url: str,
 ) -> Ralph:
-    isolation = BubblewrapSandbox if settings.sandbox == "bubblewrap" else NoSandbox
-    sandbox = isolation(coordinator_url=coordinator_url, home=settings.home)
+    sandbox = await asyncio.to_thread(
+        sandbox_of,
+        settings.sandbox,
+        coordinator_url=coordinator_url,
+        home=settings.home,
+        private_hosts=settings.sandbox_private_hosts,
+    )
     workspaces = GitWorkspaces(settings.home)
     learning = LearningClient(event_log, "ralph")
 
     async def on_failure(task_id: str, error: Exception) -> None:
         await give_up(parts, task_id, error)
 
+    async def needs(task_ids: Sequence[str]) -> list[Need]:
+        return await queue.needs(task_ids)
+
+    gate = Gate(
+        needs,
+        by_name(settings.backends),
+        memory=memory.look,
+        used=lambda: memory.used_below(os.getpid(), GUARDIAN),
+        timer=time.monotonic,
+    )
     engine = DbosEngine(
         settings.database,
         executor_id=folder.executor_id(),
         workers=settings.workers,
         on_failure=on_failure,
+        gate=gate,
     )
     await engine.prepare()
 
     def enqueue(connection: object, task_id: str, priority: int) -> None:
         engine.enqueue_in(connection, task_id, priority=priority)
 
-    store = SqlTaskStore(database, enqueue)
+    queue = SqlTaskQueue(database, enqueue)
+
+    def ended() -> None:
+        dependencies.nudge()
+
+    store = SqlTaskStore(database, enqueue, ended=ended)
     relay = OutboxRelay(store, event_log)
-    backends = agent_backends()
+    dependencies = DependencyQueue(
+        queue, relay, learning, clock=lambda: datetime.now(UTC)
+    )
+    backends = agent_backends(settings.agents_folder)
     parts = Parts(
         store=store,
         workspaces=workspaces,
@@ -298,7 +366,9 @@ async def _ralph(
         learning=learning,
         relay=relay,
         agent_timeout_s=settings.agent_timeout_s,
+        approval_wait_s=settings.approval_wait_s,
         model_base_url=INSIDE_MODEL_URL,
+        judge_model=settings.judge_model,
         clock=lambda: datetime.now(UTC),
     )
     ralph = Ralph(
@@ -315,7 +385,10 @@ async def _ralph(
             max_iterations=settings.max_iterations,
             refuses_mount=sandbox.refuses_mount,
             workspace_roots=tuple(settings.workspace_roots),
+            never_fits=gate.never_fits,
         ),
+        budget_changed=coordinator.budget_changed,
+        waiting=Waiting(dependencies=dependencies, gate=gate, workers=settings.workers),
     )
     stack.push_async_callback(ralph.stop)
     return ralph

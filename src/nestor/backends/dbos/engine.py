@@ -12,13 +12,15 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
-from dbos import _serialization as dbos_serialization
 
+from nestor.backends.dbos.claims import GatedClaims
+from nestor.backends.dbos.tamed import quiet, read_json_only
 from nestor.backends.sql.database import prepare_sqlite, sync_url, translated
 from nestor.backends.sql.rows import encode
 from nestor.errors import Conflict, Unavailable
 from nestor.ports.task_engine import (
     FailureHook,
+    Gate,
     RecoveryLimit,
     StepFailed,
     Workflow,
@@ -42,6 +44,10 @@ _REPORT_AGAIN_S = 1.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _WAITING = frozenset({"ENQUEUED", "DELAYED"})
+_COLUMNS = (
+    *("workflow_uuid", "status", "recovery_attempts", "queue_name", "priority"),
+    *("created_at", "application_version"),
+)
 
 
 class DbosEngine:
@@ -61,32 +67,33 @@ class DbosEngine:
         executor_id: str,
         workers: int,
         on_failure: FailureHook,
+        gate: Gate | None = None,
         poll_s: float = 0.1,
     ) -> None:
         self._url = sync_url(database_url)
         self._executor_id = executor_id
         self._workers = workers
         self._on_failure = on_failure
+        self._gate = gate
         self._poll_s = poll_s
         self._engine: sa.Engine | None = None
         self._client: DBOSClient | None = None
         self._dbos: DBOS | None = None
         self._running: dict[str, asyncio.Task[Any]] = {}
         self._abandoned: set[str] = set()
-        self._stopping = False
+        self._queue: Any = None
+        self._draining = False
         self._status = sa.table(
             "workflow_status",
-            sa.column("workflow_uuid"),
-            sa.column("status"),
-            sa.column("recovery_attempts"),
+            *map(sa.column, _COLUMNS),
             schema=None if self._url.startswith("sqlite") else "dbos",
         )
 
     async def prepare(self) -> None:
         """Make or update the engine's tables. Raises ``Unavailable``."""
         if self._client is None:
-            _quiet(logging.WARNING)
-            _read_json_only()
+            quiet(logging.WARNING)
+            read_json_only()
             await asyncio.to_thread(self._migrate)
             self._engine = self._new_engine()
             self._client = DBOSClient(
@@ -97,15 +104,12 @@ class DbosEngine:
             )
 
     async def start(self, workflow: Workflow) -> None:
-        """Begin taking tasks, those first that a dead process left behind.
-
-        Call it in the event loop where the steps are to run.
-        """
+        """Begin taking tasks, in the loop where the steps are to run; left ones first."""
         if DbosEngine._started is not None:
             raise RuntimeError("a process runs one task engine")
         await self.prepare()
         DbosEngine._started = self
-        self._stopping = False
+        self._draining = False
         self._abandoned.clear()
         try:
             self._launch(workflow)
@@ -123,11 +127,34 @@ class DbosEngine:
         DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(run_task)
         # A queue in memory, as DBOS's own are: one in the database would share its
         # worker count between processes and cost a read a poll.
-        dbos._registry._register_internal_queue(  # noqa: SLF001 - dbos is pinned
-            _QUEUE, worker_concurrency=self._workers, polling_interval_sec=self._poll_s
+        self._queue = dbos._registry._register_internal_queue(  # noqa: SLF001 - dbos is pinned
+            _QUEUE, worker_concurrency=0, polling_interval_sec=self._poll_s
         )
         with translated():
             DBOS.launch()
+        if self._gate is not None:
+            claims = GatedClaims(self._gate, self, dbos, _QUEUE, workers=self._workers)
+            claims.take_over()
+        self._take(self._workers)
+
+    def _take(self, most: int) -> None:
+        """Let DBOS have that many of our workflows running; 0: it asks for none."""
+        if self._queue is not None:
+            self._queue._worker_concurrency = most  # noqa: SLF001 - in memory, read each poll
+
+    def waiting(self, start: int, count: int) -> list[str]:
+        """Read a page of the ids of workflows that wait, in the order they are taken."""
+        row, mine = self._status.c, LOOP_PROTOCOL
+        query = (
+            sa.select(row.workflow_uuid)
+            .where(row.queue_name == _QUEUE, row.status == "ENQUEUED")
+            .where(sa.func.coalesce(row.application_version, mine) == mine)
+            .order_by(row.priority.asc(), row.created_at.asc())
+            .limit(count)
+            .offset(start)
+        )
+        with self._connected() as connection:
+            return list(connection.scalars(query))
 
     def _config(self) -> DBOSConfig:
         return {
@@ -143,6 +170,15 @@ class DbosEngine:
             "max_executor_threads": 32 + self._workers,
         }
 
+    async def drain(self, limit_s: float) -> list[str]:
+        """Take no more; let running steps end; returns what still runs, for ``stop``."""
+        self._draining = True
+        self._take(0)
+        quiet(logging.ERROR)  # DBOS warns of each cancelled workflow
+        if self._running and limit_s > 0:
+            await asyncio.wait(set(self._running.values()), timeout=limit_s)
+        return list(self._running)
+
     async def stop(self) -> None:
         """Take no more; leave running workflows to be recovered at the next start.
 
@@ -152,8 +188,7 @@ class DbosEngine:
         if DbosEngine._started is not self:
             await self._close()
             return
-        self._stopping = True
-        _quiet(logging.ERROR)  # DBOS warns of each cancelled workflow
+        await self.drain(0)
         self._give_up_writing()
         running = set(self._running.values())
         for task in running:
@@ -163,7 +198,7 @@ class DbosEngine:
         # DBOS has made its pool the loop's default, and is about to close it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
-        _quiet(logging.WARNING)
+        quiet(logging.WARNING)
         DbosEngine._started = None
         try:
             await asyncio.to_thread(self._uncount, sorted(self._abandoned))
@@ -208,7 +243,11 @@ class DbosEngine:
             )
 
     async def running(self) -> list[str]:
-        """Return the ids of the tasks whose workflows this process is executing now."""
+        """Return the ids of the tasks that this process is executing now."""
+        return self.executing()
+
+    def executing(self) -> list[str]:
+        """Return the same, from any thread."""
         return list(self._running)
 
     def _next_attempt(self, connection: sa.Connection, task_id: str) -> int | None:
@@ -236,23 +275,29 @@ class DbosEngine:
             raise
         finally:
             del self._running[task_id]
+            if self._gate is not None:
+                self._gate.left(task_id)
 
     async def _attempt(
         self, workflow: Workflow, workflow_id: str, task_id: str
     ) -> None:
         try:
             await self._begin(workflow_id)
-            await workflow(task_id, _DbosSteps())
+            await workflow(task_id, _DbosSteps(self._stop_here))
         except Exception as error:  # the edge between the engine and any workflow
             await self._report(task_id, error)
             raise
 
     async def _begin(self, workflow_id: str) -> None:
-        if self._stopping:  # taken from the queue after stop() looked around
-            raise asyncio.CancelledError
+        await self._stop_here()  # taken from the queue after drain() looked around
         begun = await asyncio.to_thread(self._begun, workflow_id)
         if begun > MAX_RECOVERIES + 1:
             raise RecoveryLimit(f"begun {begun} times without coming to an end")
+
+    async def _stop_here(self) -> None:
+        """End the workflow between two steps, as ``stop`` would within one."""
+        if self._draining:
+            raise asyncio.CancelledError
 
     async def _report(self, task_id: str, error: Exception) -> None:
         while True:
@@ -315,9 +360,13 @@ class _DbosSteps:
     A dependency that does not answer is no result: the action runs again until it does.
     """
 
+    def __init__(self, boundary: Callable[[], Awaitable[None]]) -> None:
+        self._boundary = boundary
+
     async def run(
         self, name: str, kind: type[T], action: Callable[[], Awaitable[T]]
     ) -> T:
+        await self._boundary()
         cause: Exception | None = None
 
         async def call() -> dict[str, Any]:
@@ -349,20 +398,3 @@ async def _until_available(name: str, action: Callable[[], Awaitable[T]]) -> T:
 
 def _workflow_id(task_id: str, attempt: int) -> str:
     return f"{task_id}:{attempt}"  # a task id has no colon
-
-
-def _read_json_only() -> None:
-    """Whatever a row says it holds: DBOS would unpickle it, which runs code."""
-
-    def refuse(_text: str) -> Any:
-        raise ValueError("a record of DBOS is not JSON")
-
-    vars(dbos_serialization.DBOSDefaultSerializer)["deserialize"] = refuse
-
-
-def _quiet(level: int) -> None:
-    """Let DBOS log through the process's own handlers, from ``level`` up."""
-    logger = logging.getLogger("dbos")
-    if not logger.handlers:  # else it would add one that writes to the console
-        logger.addHandler(logging.NullHandler())
-    logger.setLevel(level)
