@@ -13,9 +13,10 @@ export UV_PYTHON := $(BIN)/python
 
 # What Debian and Ubuntu call the programs Nestor starts: the sandbox, its network,
 # git, the interpreter for `setup` commands; for the tests also a browser, Redis, strace
-# (faults), node and curl.
+# (faults), node and npm (for the agents), curl and jq.
 DEMO_PACKAGES := bubblewrap git slirp4netns python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) chromium curl nodejs redis-server strace
+TEST_PACKAGES := $(DEMO_PACKAGES) chromium curl jq nodejs npm redis-server strace
+AGENTS := aider claude codex continue mini opencode
 
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --universal --python-version 3.11
@@ -25,7 +26,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-ind
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.dev $(VENV)/.nestor $(VENV)/.packages-test ## Make .venv with everything to run, test and develop.
+setup: $(VENV)/.dev $(VENV)/.nestor $(VENV)/.packages-test $(VENV)/.agents ## Make .venv with everything to run, test and develop.
 
 demo: $(VENV)/.core $(VENV)/.nestor $(VENV)/.packages-demo ## Run one real task through all layers, to `verified` (under 3 minutes).
 	@$(BIN)/nestor demo
@@ -91,6 +92,11 @@ $(VENV)/.dev: $(VENV)/.uv requirements/dev.txt
 $(VENV)/.nestor: $(VENV)/.uv pyproject.toml README.md
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q src
+	@touch $@
+
+# The agents that the tests run, each in an environment of its own.
+$(VENV)/.agents: $(VENV)/.dev $(VENV)/.nestor $(VENV)/.packages-test src/nestor/backends/agents/programs.py
+	NESTOR_HOME=$(CURDIR)/.cache/agents-home NESTOR_AGENTS_DIR=$(CURDIR)/.cache/agents $(BIN)/nestor agents install $(AGENTS)
 	@touch $@
 
 $(VENV)/.packages-demo: $(VENV)/.python

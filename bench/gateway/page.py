@@ -6,6 +6,7 @@ python -m bench.gateway.page
 from collections.abc import Mapping
 from typing import Any
 
+from bench.ralph.page import loop
 from bench.tables import ROOT, Parts, fill, read, said, table, verdict
 
 PAGE = ROOT / "docs/explanation/benchmarks.md"
@@ -198,6 +199,7 @@ PARTS: Parts = {
     "gateway-meter": ("gateway", gateway_meter),
     "start": ("start", start),
     "gateway-soak": ("gateway-soak", soak),
+    "ralph": ("ralph", lambda found: loop(found, machine(found))),
 }
 """Part of the page: which results it shows, and how."""
 

@@ -49,10 +49,27 @@ def test_a_folder_that_takes_no_files_is_not_ok_for_doctor(cli: Cli) -> None:
     assert "NESTOR_HOME" in found["data folder"]["remedy"]
 
 
+def test_doctor_says_when_landlock_isolates_and_why(cli: Cli, tmp_path: Path) -> None:
+    cli.extra["PATH"] = path_without(tmp_path, "bwrap")
+    cli.extra["NESTOR_SANDBOX"] = "landlock"
+    done = cli("doctor", "--json")
+    (found,) = (
+        f for f in json.loads(done.stdout)["findings"] if f["what"] == "sandbox"
+    )
+    assert found["state"] == "warn"
+    assert "Landlock" in found["detail"]
+    assert "bubblewrap is not installed" in found["detail"]
+    assert "install bubblewrap" in found["remedy"]
+
+
 @pytest.mark.parametrize(
     ("missing", "settings", "said"),
     [
-        (("bwrap",), {}, "tasks will fail: sandbox: bubblewrap is not installed"),
+        (
+            ("bwrap",),
+            {"NESTOR_SANDBOX": "bubblewrap"},
+            "tasks will fail: sandbox: bubblewrap is not installed",
+        ),
         (("git",), {}, "tasks will fail: git: does not run; install git"),
         ((), {"NESTOR_SANDBOX": "none"}, "agents run WITHOUT isolation"),
     ],

@@ -61,3 +61,17 @@ def test_a_file_that_is_wrong_is_said_by_its_place(cli: Cli) -> None:
     assert done.returncode == 2
     assert "deployment.0.fallbacks.0" in done.stderr
     assert "did you mean remote?" in done.stderr
+
+
+def test_limits_of_backends_are_shown_and_those_of_nobody_refused(cli: Cli) -> None:
+    table = '[[backend]]\nname = "command"\nconcurrency = 3\n'
+    (cli.cwd / "nestor.toml").write_text(table)
+    shown = json.loads(cli("doctor", "--config", "--json").stdout)["backends"]
+    assert [(one["name"], one["concurrency"]) for one in shown] == [("command", 3)]
+    assert shown[0]["memory_bytes"] is None
+    words = cli("doctor", "--config").stdout
+    assert "concurrency" in words
+    (cli.cwd / "nestor.toml").write_text(table.replace("command", "comand"))
+    done = cli("doctor", "--config")
+    assert done.returncode == 2
+    assert "backend.0.name: 'comand' is not one of" in done.stderr

@@ -99,7 +99,8 @@ async def test_startup_is_503_until_the_layer_was_started(nestor: SmallNestor) -
 async def test_ready_is_unhealthy_at_once_when_draining() -> None:
     health = Health("ralph", lambda: asyncio.sleep(0, []))
     health.started = health.draining = True
-    assert (await health.ready()).status is BAD
+    ready = await health.ready()
+    assert (ready.status, ready.message) == (BAD, "draining")
     assert (await health.detailed()).status is BAD
     assert health.live().status is GOOD
 

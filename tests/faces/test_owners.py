@@ -14,6 +14,12 @@ from nestor.model.task import TaskStatus
 from nestor.web.auth import scopes_of
 
 HELD = {"task": "do it", "require_approval": True}
+BODIES: dict[str, dict[str, Any]] = {
+    "resume": {},
+    "retry": {},
+    "rollback": {"iteration": 0},
+    "fork": {"iteration": 0},
+}
 ALONE = ("", "/iterations", "/diff", "/events")
 
 
@@ -54,7 +60,11 @@ async def test_a5_to_a_key_that_only_submits_anothers_task_is_not_there(
     assert len(found) >= 6, found
     for method, path in found:
         replies = [
-            await face.call("ralph", method, path.format(task_id=name), key=mine)
+            await face.call(
+                *("ralph", method, path.format(task_id=name)),
+                key=mine,
+                json=BODIES.get(path.rpartition("/")[2]),
+            )
             for name in ("theirs", "absent")
         ]
         assert [one.status for one in replies] == [404, 404], path

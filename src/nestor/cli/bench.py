@@ -16,6 +16,7 @@ from nestor.errors import InvalidInput, Misconfigured
 if TYPE_CHECKING:
     from nestor.settings import Settings
     from nestor.wiring.evaluation import Report, Say
+    from nestor.wiring.loop_cost import Cost
 
 app = typer.Typer(
     name="bench",
@@ -81,6 +82,58 @@ def retrieval(
         _show(report)
 
 
+@app.command(
+    epilog="Examples:\n\n  nestor bench ralph\n\n  nestor bench ralph --iterations 50 --json"
+)
+def ralph(
+    iterations: Annotated[
+        int, typer.Option(min=1, max=100, help="Turns of the loop to take.")
+    ] = 30,
+    starts: Annotated[
+        int, typer.Option(min=1, max=100, help="Tasks whose start is timed.")
+    ] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what an iteration of the loop costs besides its agent, and how soon one starts.
+
+    It runs in a stack of its own in a scratch folder; the running one is not touched.
+    """
+    # Heavy libraries: for this command only.
+    import asyncio  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
+    from nestor.telemetry.logs import configure  # noqa: PLC0415
+    from nestor.wiring.loop_cost import measure  # noqa: PLC0415
+
+    configure("console", sys.stderr, level=logging.ERROR)
+    screen = Screen()
+    with (
+        tempfile.TemporaryDirectory(prefix="nestor-bench-") as folder,
+        screen.waiting("starting") as going_on,
+    ):
+        home = Path(folder) / "home"
+        say = (lambda _: None) if as_json else going_on
+        cost = asyncio.run(measure(home, iterations=iterations, starts=starts, say=say))
+    if as_json:
+        print_json(_plain(cost))
+        return
+    screen.table(
+        ("what", "CPU, ms an iteration"),
+        [
+            ("the engine: loop, steps, SQL", f"{cost.engine_cpu_ms:.1f}"),
+            ("git, guardian, sandbox", f"{cost.children_cpu_ms:.1f}"),
+            ("  of these, the sandbox", f"{cost.sandbox_cpu_ms:.1f}"),
+        ],
+    )
+    waits = sorted(cost.starts_ms)
+    screen.line(
+        f"submit to start: {waits[len(waits) // 2]:.0f} ms"
+        f" ({waits[0]:.0f} to {waits[-1]:.0f}); an iteration took {cost.wall_ms:.0f} ms;"
+        f" idle: {cost.idle_cpu_share:.1%} of a core",
+        "note",
+    )
+
+
 async def _measured(
     settings: "Settings",
     data: Path,
@@ -107,7 +160,7 @@ async def _measured(
         raise InvalidInput.at("--embeddings", why) from error
 
 
-def _plain(report: "Report") -> dict[str, Any]:
+def _plain(report: "Report | Cost") -> dict[str, Any]:
     import msgspec  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = msgspec.to_builtins(report)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 REPLY_LIMIT_BYTES = 64 * 1024 * 1024
 _KEEP_ALIVE_S = 15.0
 """The stack sends a comment this often on a stream; three missed ones mean it is gone."""
+_END = "end"
 _RESUMES = 20
 _BY_STATUS: dict[int, type[NestorError]] = {
     400: InvalidInput,
@@ -133,22 +134,26 @@ class Stack:
         return self._decode(layer, reply, raw)
 
     def stream(
-        self, layer: str, path: str, *, until: str = "end"
+        self, layer: str, path: str, *, until: str = _END
     ) -> Iterator[ServerEvent]:
-        """Yield the events of a stream up to the one named ``until``.
+        """Yield the events of a stream up to the first one named ``until``.
 
-        A cut connection is resumed after the last event seen, so none is missed or
-        repeated. Raises ``Unavailable`` after 20 resumes in a row without an event.
+        ``end`` alone: up to the one after which the stack closes it, as a task that was
+        begun again has several. A cut connection is resumed after the last event seen, so none is missed or repeated.
+        Raises ``Unavailable`` after 20 resumes in a row without an event.
         """
-        last, failures = "", 0
+        last, failures, ended = "", 0, False
         while True:
             try:
                 for event in self._one_stream(layer, path, last):
                     failures = 0
                     last = event.id or last
+                    ended = event.kind == until
                     yield event
-                    if event.kind == until:
+                    if ended and until != _END:
                         return
+                if ended:
+                    return
             except Unavailable:
                 if not last or failures >= _RESUMES:
                     raise

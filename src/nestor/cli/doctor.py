@@ -114,6 +114,7 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield from _sandbox(settings)
     yield from _models(settings)
     yield from _embeddings(settings)
+    yield from _agents(settings)
     yield _clock(settings.home)
 
 
@@ -346,15 +347,26 @@ def git() -> Finding:
 def _sandbox(settings: "Settings") -> Iterator[Finding]:
     # Only this command needs it.
     from nestor.backends.sandbox import BubblewrapSandbox  # noqa: PLC0415
+    from nestor.backends.sandbox.choice import sandbox_of  # noqa: PLC0415
 
     if settings.sandbox == "none":
         remedy = "unset NESTOR_SANDBOX to isolate agents again"
         yield Finding("sandbox", WARN, "switched off: agents run as you", remedy)
         return
-    bubblewrap = BubblewrapSandbox(coordinator_url="", home=settings.home)
-    if problem := bubblewrap.probe():
+    sandbox = sandbox_of(settings.sandbox, coordinator_url="", home=settings.home)
+    if problem := sandbox.probe():
         detail, _, remedy = problem.partition("; ")
         yield Finding("sandbox", FAIL, detail, remedy)
+    elif sandbox.name == "landlock":
+        bubblewrap = BubblewrapSandbox(coordinator_url="", home=settings.home)
+        detail, _, remedy = (bubblewrap.probe() or "").partition("; ")
+        why = f", as {detail}" if detail else ""
+        weaker = (
+            "Landlock, weaker than bubblewrap: shows other processes, and does not hold"
+            f" back chmod of files that you own{why}"
+        )
+        yield Finding("sandbox", WARN, weaker, remedy)
+        return
     else:
         yield Finding("sandbox", OK, "bubblewrap works")
     if shutil.which("slirp4netns") is None:
@@ -383,6 +395,25 @@ def _models(settings: "Settings") -> Iterator[Finding]:
         secret = settings.remote_api_key
         key = secret.get_secret_value() if secret else None
         yield _endpoint("remote", settings.remote_base_url, settings.remote_model, key)
+
+
+def _agents(settings: "Settings") -> Iterator[Finding]:
+    """Each agent's program is started for its version; only the default one must be there."""
+    from nestor.cli import agents  # noqa: PLC0415 - only this command
+
+    for row in agents.found(settings):
+        what, version = f"agent {row.name}", row.version or "there"
+        if row.state == agents.READY:
+            yield Finding(what, OK, version if row.tested else "comes with Nestor")
+        elif row.state == agents.OTHER:
+            yield Finding(what, WARN, f"{version}: {row.note}", row.remedy or "")
+        else:
+            needed = row.name == settings.default_backend
+            remedy = row.remedy or ""
+            if needed:
+                yield Finding(what, FAIL, "not installed, and the default", remedy)
+            else:
+                yield Finding(what, OK, f"not installed ({remedy})")
 
 
 def _embeddings(settings: "Settings") -> Iterator[Finding]:
@@ -515,17 +546,30 @@ def _show_config(settings: "Settings", *, as_json: bool) -> None:
             {"setting": name, "value": _said(name, value), "from": origins[name]}
         )
     # All of the stack; only this question needs it.
-    from nestor.wiring import deployments  # noqa: PLC0415
+    from nestor.wiring import deployments, refuse_limits_of_nobody  # noqa: PLC0415
 
+    refuse_limits_of_nobody(settings)
     shown = [_deployment(one) for one in deployments(settings, settings.deployments)]
     if as_json:
-        print_json({"settings": rows, "deployments": shown})
+        from msgspec import to_builtins  # noqa: PLC0415 - not for `--version`
+
+        limits = [to_builtins(one) for one in settings.backends]
+        print_json({"settings": rows, "deployments": shown, "backends": limits})
         return
     screen = Screen()
     screen.table(("setting", "value", "from"), [tuple(r.values()) for r in rows])
     if shown:
         names = ("name", "side", "dialect", "model", "base_url", "prices", "from")
         screen.table(names, [tuple(str(one[name]) for name in names) for one in shown])
+    if settings.backends:
+        columns = ("name", "concurrency", "starts_per_minute", "memory_bytes")
+        screen.table(
+            ("backend", *columns[1:]),
+            [
+                tuple(str(getattr(one, column) or "-") for column in columns)
+                for one in settings.backends
+            ],
+        )
 
 
 def _said(name: str, value: object) -> str | None:

@@ -12,17 +12,21 @@ import typer
 
 import nestor
 from nestor.cli import (
+    agents,
     ask,
     bench,
     demo,
     doctor,
+    hook,
     keys,
     knowledge,
     mcp,
+    merge,
     models,
     page,
     spend,
     stack,
+    steering,
     tasks,
 )
 from nestor.cli.inert import inert
@@ -59,12 +63,14 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the thing failed (or is not verified), 2 usage,"
     " 3 unreachable, 4 refused, 130 interrupted.",
 )
-for module in (stack, page, tasks, ask, spend, mcp):
+for module in (stack, page, tasks, merge, steering, ask, spend, mcp):
     module.add_to(app)
 app.add_typer(knowledge.app)
 app.add_typer(models.app)
+app.add_typer(agents.app)
 app.add_typer(keys.app)
 app.add_typer(bench.app)
+app.add_typer(hook.app)
 for module in (doctor, demo):
     module.add_to(app)
 

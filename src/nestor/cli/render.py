@@ -30,6 +30,8 @@ _STYLES = {
     "cancelling": "yellow",
     "rejected": "yellow",
     "unverified": "yellow",
+    "judged": "magenta",
+    "awaiting_approval": "yellow",
     "warn": "yellow",
     "blocked": "yellow",
     "heading": "bold",

@@ -1,6 +1,7 @@
 """``nestor up``: all layers in one process."""
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 
 import typer
@@ -23,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def up() -> None:
-    """Run all layers in one process until SIGTERM or Ctrl-C, then finish what is open."""
+    """Run all layers in one process until SIGTERM or Ctrl-C, then finish what is open; a second one ends at once."""
     settings = load_settings()
 
     # `nestor --version` does without these.
@@ -45,8 +46,16 @@ def up() -> None:
     def page_link(url: str, expires_at: datetime) -> None:
         show(screen, url, expires_at)
 
-    def stopping() -> None:
+    def stopping(running: Sequence[str]) -> None:
         screen.line("stopping: running tasks go on at the next start", "note")
+        if running and settings.drain_s:
+            named = ", ".join(running[:5]) + (" …" if len(running) > 5 else "")  # noqa: PLR2004 - a line of them
+            screen.line(
+                f"waiting up to {settings.drain_s:g} s for the current step of {named};"
+                " Ctrl-C again ends at once",
+                "note",
+                hang=2,
+            )
 
     stack.run(
         settings,

@@ -1,6 +1,5 @@
-"""``nestor submit|status|results|watch|diff|cancel|approve``: tasks of the loop."""
+"""``nestor submit|status|results|watch``: tasks of the loop; see also ``steering``, ``merge``."""
 
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json, seconds, usd
 from nestor.cli.standing import doing, iteration, none_of, standing
 from nestor.cli.task_file import checked_body, read_task_file, refusals_explained
-from nestor.cli.watch import follow, show_detail, show_end, tail_of
+from nestor.cli.verdicts import show_verdicts
+from nestor.cli.watch import follow, show_detail, show_end, show_questions, tail_of
 from nestor.errors import InvalidInput
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -48,11 +48,6 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Examples:\n\n  nestor results\n\n  nestor results --json")(
         results
     )
-    app.command(epilog="Example:\n\n  nestor diff TASK | git apply")(diff)
-    app.command(epilog="Example:\n\n  nestor cancel TASK")(cancel)
-    app.command(
-        epilog='Examples:\n\n  nestor approve TASK\n\n  nestor approve TASK --reject --note "not here"'
-    )(approve)
 
 
 def submit(
@@ -117,7 +112,7 @@ def submit(
             "TEXT", f"the file says what to do already ({min(named)}); leave one out"
         )
     budget = {
-        "usd": _money(budget_usd),
+        "usd": money(budget_usd),
         "tokens": budget_tokens,
         "seconds": budget_seconds,
     }
@@ -149,6 +144,8 @@ def submit(
         if reply.get("status") == "awaiting_approval":
             who = "somebody whose key has the scope approve"
             screen.line(f"it waits until {who} runs: nestor approve {made}", "warn")
+        elif reply.get("waits_for"):
+            screen.line(f"it {one_line(reply.get('detail') or '', 400)}", "note")
         screen.line(f"watch it: nestor watch {made}", "note")
         return
     quiet = as_json or not watch_
@@ -179,6 +176,8 @@ def status(
             print_json(task)
         else:
             show_task(screen, task)
+            found = stack.call("ralph", "GET", task_path(task_id, "/iterations"))
+            show_verdicts(screen, found)
         return
     query = {"priority": priority, "phase": phase, "status": status, "limit": limit}
     found = stack.call("ralph", "GET", "/status", query=query)
@@ -191,7 +190,7 @@ def status(
             (
                 t.get("task_id"),
                 standing(t),
-                t.get("reason"),
+                t.get("reason") or one_line(t.get("waits") or "", 48),
                 t.get("priority"),
                 f"{iteration(t)}/{t.get('max_iterations')}",
                 t.get("backend"),
@@ -241,43 +240,6 @@ def results(
     _say_if_truncated(screen, found, limit)
 
 
-def diff(task_id: _TASK, as_json: _JSON = False) -> None:
-    """Print the change a task made, as a unified diff against its base."""
-    found = Stack.find().call("ralph", "GET", task_path(task_id, "/diff"))
-    if as_json:
-        print_json(found)
-        return
-    text = str(found.get("diff", "")) if isinstance(found, dict) else str(found or "")
-    screen = Screen()
-    if screen.terminal:
-        screen.diff(text)
-    else:
-        # For `git apply`: exact bytes; a pipe is no terminal to defend.
-        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-        sys.stdout.flush()
-
-
-def cancel(task_id: _TASK) -> None:
-    """Stop a task; it counts as cancelled once its processes are gone."""
-    reply = Stack.find().call("ralph", "POST", task_path(task_id, "/cancel")) or {}
-    now = standing({"cancel_requested": True, "status": "running"} | reply)
-    wait = "" if now == "cancelled" else f" — see its end with: nestor watch {task_id}"
-    typer.echo(inert(f"task {task_id}: {now}{wait}"))
-
-
-def approve(
-    task_id: _TASK,
-    reject: Annotated[bool, typer.Option("--reject", help="Say no.")] = False,
-    note: Annotated[str | None, typer.Option(help="Kept with the answer.")] = None,
-) -> None:
-    """Let a task go on that waits for a person, or reject it."""
-    body = {"approved": not reject, "note": note}
-    reply = Stack.find().call(
-        "ralph", "POST", task_path(task_id, "/approve"), body=body
-    )
-    typer.echo(inert(f"task {task_id}: {reply.get('status')}"))
-
-
 def show_task(screen: Screen, task: dict[str, Any]) -> None:
     """Print one task for people."""
     screen.line(f"task {task.get('task_id')}: {standing(task)}", "heading")
@@ -289,17 +251,26 @@ def show_task(screen: Screen, task: dict[str, Any]) -> None:
         "why": task.get("reason"),
         "iteration": f"{iteration(task)} of {task.get('max_iterations')}{doing(task)}",
         "backend": task.get("backend"),
+        "attempt": task["attempt"] if (task.get("attempt") or 1) > 1 else None,
+        "waits for": ", ".join(task.get("waits_for") or []),
+        "granted": ", ".join(one["subject"] for one in task.get("grants") or []),
+        "forked from": _origin(task.get("forked_from")),
+        "put back to iteration": task.get("rolled_back_to"),
         "workspace": task.get("workspace"),
         "branch": task.get("branch"),
+        "waits": None if task.get("waits_for") else task.get("waits"),
         "spent": f"{usd(spent.get('usd', budget.get('spent_usd')))}, {tokens} tokens",
         "flags": flags(task).strip(),
+        "sealed": task.get("checks_digest"),
         "trace": task.get("trace_id"),
     }
     for name, value in fields.items():
-        if value:
-            screen.line(f"  {name}: {value}")
-    if task.get("detail"):
+        if value not in (None, ""):
+            screen.line(f"  {name}: {inert(value)}")
+    asked = {one.get("what") for one in task.get("questions") or []}
+    if task.get("detail") and task["detail"] not in asked:
         show_detail(screen, str(task["detail"]))
+    show_questions(screen, task)
     if task.get("status") in {"failed", "exhausted"} and task.get("output"):
         screen.line("  last words of the agent:")
         for row in tail_of(task["output"]):
@@ -333,7 +304,8 @@ def _say_if_truncated(screen: Screen, found: dict[str, Any], limit: int) -> None
         screen.line(f"only the newest {limit} are shown; see --limit", "warn")
 
 
-def _money(text: str | None) -> str | None:
+def money(text: str | None) -> str | None:
+    """Return an amount of USD as it was written. Raises ``InvalidInput``."""
     if text is None:
         return None
     try:
@@ -347,3 +319,7 @@ def _money(text: str | None) -> str | None:
 
 def _count(iterations: Any) -> Any:
     return len(iterations) if isinstance(iterations, list) else iterations
+
+
+def _origin(point: dict[str, Any] | None) -> str | None:
+    return f"{point['task_id']}, iteration {point['iteration']}" if point else None

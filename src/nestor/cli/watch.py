@@ -21,6 +21,7 @@ _STEPS = {
     "guidance": "asking a model for guidance",
     "agent": "the agent is working",
     "verify": "checking",
+    "judge": "a judge reads the work",
 }
 """Steps worth a line; the others take no time that a person would notice."""
 _WORKED = {"changed", "unchanged"}
@@ -46,7 +47,7 @@ def follow(
         return flags(stack.call("ralph", "GET", path))
 
     with screen.waiting(f"task {task_id} is being worked on") as going_on:
-        show = _Live(screen, now, going_on)
+        show = _Live(screen, task_id, now, going_on)
         for event in stack.stream("ralph", f"{path}/events"):
             if keep is not None:
                 keep.append(event)
@@ -69,6 +70,8 @@ def show_end(screen: Screen, task: dict[str, Any]) -> None:
     )
     if task.get("detail"):
         show_detail(screen, str(task["detail"]))
+    if status != "verified":
+        show_questions(screen, task)
     if task.get("branch"):
         screen.line(
             f"  branch {task['branch']} in {task.get('workspace') or 'scratch'}"
@@ -94,6 +97,21 @@ def show_detail(screen: Screen, detail: str) -> None:
     )
 
 
+def answering(task_id: str, question: str) -> str:
+    """Return the command that says yes to a question; ``--reject`` says no."""
+    action = f" --action {question}" if question and question != "start" else ""
+    return f"nestor approve {task_id}{action}"
+
+
+def show_questions(screen: Screen, task: dict[str, Any]) -> None:
+    """Print what nobody has answered, each with the command that does."""
+    for one in task.get("questions") or []:
+        screen.line(f"  asks: {one_line(one.get('what'), 300)}", "warn")
+        name = one_line(one.get("id") or "", 80)
+        answer = answering(str(task.get("task_id")), name)
+        screen.line(f"    answer it with: {answer}", "note")
+
+
 def tail_of(text: object) -> list[str]:
     """Return the last lines of an output, without blank ones."""
     lines = [line.rstrip() for line in str(text or "").splitlines() if line.strip()]
@@ -111,13 +129,17 @@ class _Live:
     def __init__(
         self,
         screen: Screen,
+        task_id: str,
         flags_now: Callable[[], str],
         going_on: Callable[[str], None],
     ) -> None:
         self._screen = screen
+        self._task_id = task_id
         self._flags_now = flags_now
         self._going_on = going_on
         self._sources: list[str] = []
+        self._attempts = 0
+        """How often it was begun again."""
         self._said: set[tuple[object, ...]] = set()
 
     def __call__(self, event: ServerEvent) -> None:
@@ -132,7 +154,7 @@ class _Live:
         elif event.kind == "output":
             self._output(data)
         elif event.kind == "approval":
-            self._once(f"approval: {one_line(data.get('what', ''), 300)}", "warn")
+            self._approval(data)
 
     def _once(self, text: str, style: str = "", *, about: object = "") -> None:
         if (about, text) not in self._said:
@@ -141,13 +163,39 @@ class _Live:
 
     def _task(self, data: dict[str, Any]) -> None:
         status, reason = data.get("status"), data.get("reason")
+        attempt = data.get("attempt")
+        if data.get("action"):  # a person has begun it again, or put it back
+            self._attempts += 1
+            which = f", attempt {attempt}" if attempt else ""
+            self._once(
+                f"{data['action']}{which}", "heading", about=("again", self._attempts)
+            )
+        if data.get("rolled_back_to") is not None:
+            self._once(f"put back to iteration {data['rolled_back_to']}", "warn")
         if status:
             because = f" ({reason})" if reason else ""
-            self._once(f"task: {status}{because}{flags(data)}", str(status))
+            text = f"task: {status}{because}{flags(data)}"
+            self._once(text, str(status), about=("task", self._attempts))
+        if waits := data.get("waits_for"):
+            self._once(f"  waits for {', '.join(map(one_line, waits))}", "note")
         if data.get("step") == "prepare":
-            self._step("preparing the environment", "prepare")
+            self._step("preparing the environment", "prepare", self._attempts)
         if data.get("detail"):
             self._once(f"  {one_line(data['detail'], 300)}", "note")
+
+    def _approval(self, data: dict[str, Any]) -> None:
+        """Say what a person is asked, and how to answer; or the answer."""
+        name = one_line(data.get("approval_id") or "", 80)
+        if data.get("approved") is None:
+            self._once(
+                f"asks: {one_line(data.get('what', ''), 300)}", "warn", about=name
+            )
+            self._once(f"  answer it with: {answering(self._task_id, name)}", "note")
+            return
+        answer = "allowed" if data["approved"] else "refused"
+        what = one_line(data.get("subject") or name, 200)
+        note = f": {one_line(data['note'], 200)}" if data.get("note") else ""
+        self._once(f"{answer} {what}".strip() + note, "warn", about=("answer", name))
 
     def _step(self, text: str, *about: object) -> None:
         if (*about, text) not in self._said:
@@ -196,31 +244,55 @@ class _Live:
                 self._once(f"    | {row}", "note", about=(n, number))
         elif data.get("output_tail") and data.get("claimed_done"):
             self._once(f"    “{one_line(data['output_tail'], 200)}”", "note", about=n)
+        for one in data.get("refused") or []:
+            self._once(f"  the sandbox refused: {one_line(one, 200)}", "warn", about=n)
         for path in data.get("left_out") or []:
             self._once(f"  left out: {one_line(path, 200)}", "warn", about=n)
         for path in data.get("protected_restored") or []:
             self._once(f"  protected, put back as on the base: {path}", "warn", about=n)
         for verdict in data.get("verdicts") or []:
             self._verdict({"n": n, **verdict})
+        self._judgements(n, data)
         if data.get("blocked_reason"):
             reason = one_line(data["blocked_reason"], 300)
             self._once(f"  exit blocked: {reason}", "blocked", about=n)
         cost = usd(data.get("cost_usd"))
         self._once(f"  cost: {cost}{self._flags_now()}", "note", about=n)
 
+    def _judgements(self, n: object, data: dict[str, Any]) -> None:
+        """Say what a judge found; it is an opinion, and no check."""
+        for one in data.get("judgements") or []:
+            met = {True: "met", False: "not met"}.get(
+                one.get("met"), "no usable answer"
+            )
+            who = one_line(data.get("judge_model") or "a model", 80)
+            criterion = one_line(one.get("criterion"), 200)
+            style = "judged" if one.get("met") else "warn"
+            self._once(f"  judged by {who}, {met}: {criterion}", style, about=n)
+            for quote in one.get("evidence") or []:
+                text = one_line(quote.get("text"), 160)
+                shown = f"    {one_line(quote.get('path'), 100)}: “{text}”"
+                self._once(shown, "note", about=(n, criterion))
+            if not one.get("met") and one.get("why"):
+                why = one_line(one["why"], 300)
+                self._once(f"    {why}", "note", about=(n, criterion))
+
     def _verdict(self, data: dict[str, Any]) -> None:
         passed = bool(data.get("passed"))
-        about = (data.get("n"), data.get("phase"), data.get("check"))
+        about = (data.get("n"), data.get("phase"), data.get("check"), self._attempts)
         if about in self._said:
             return
         self._said.add(about)
         where = "on the base" if data.get("phase") == "base" else "after"
         tests = f", {data['tests']} tests" if data.get("tests") is not None else ""
+        runs = data.get("runs") or 1
+        tests += f", {runs} runs" if runs > 1 else ""
+        flaky = ", flaky" if data.get("flaky") else ""
         self._screen.line(
             f"  check {one_line(data.get('check'))} {where}:"
-            f" {'passed' if passed else 'failed'} (exit {data.get('exit_code')},"
+            f" {'passed' if passed else 'failed'}{flaky} (exit {data.get('exit_code')},"
             f" {seconds(data.get('duration_s'))}{tests})",
-            "passed" if passed else "failed",
+            "warn" if flaky else "passed" if passed else "failed",
         )
         if data.get("note"):
             self._screen.line(f"    {one_line(data['note'], 300)}", "warn")
@@ -232,3 +304,5 @@ class _Live:
         text = str(data.get("text") or data.get("output") or data.get("line") or "")
         for row in tail_of(text):
             self._screen.line(f"  > {row}", "note")
+        if data.get("left_out_bytes"):
+            self._screen.line(f"  > … {data['left_out_bytes']} bytes more", "note")

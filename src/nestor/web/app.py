@@ -80,6 +80,10 @@ class LayerApp:
         self.litestar.state.ports = ports
         self.health.started = True
 
+    def unready(self) -> None:
+        """``/health/ready`` turns 503; all else is served as before."""
+        self.health.draining = True
+
     def drain(self) -> None:
         """``/health/ready`` turns 503, endless streams end; other requests may finish."""
         self.health.draining = True

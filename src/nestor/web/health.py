@@ -77,7 +77,7 @@ class Health:
         """Tell whether the layer can do its job; open to all, so it names no reasons."""
         began = self._timer()
         if self.draining or not self.started:
-            message = "stopping" if self.draining else "still starting"
+            message = "draining" if self.draining else "still starting"
             return self._report("ready", HealthStatus.UNHEALTHY, message, {}, 0.0)
         seen = await self._observe()
         status, message = judge(seen)
@@ -93,7 +93,7 @@ class Health:
         status, message = judge(seen)
         if self.draining or not self.started:
             status = HealthStatus.UNHEALTHY
-            message = "stopping" if self.draining else "still starting"
+            message = "draining" if self.draining else "still starting"
         details: dict[str, object] = {
             "layer": self.layer,
             "version": __version__,

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -12,10 +11,12 @@ from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from nestor.errors import Conflict, InvalidInput
-from nestor.model.access import ADMIN, Principal
-from nestor.model.task import FINAL_STATUSES, Check, Task, TaskSpec, TaskStatus
+from nestor.model.task import FINAL_STATUSES, Task, TaskSpec, TaskStatus
 from nestor.ports.task_store import TaskFilter, TaskTotals
 from nestor.ralph.sealing import MAX_PHASE, PRIORITIES
+from nestor.ralph.service import Submitted
+from nestor.web import mcp, steering
+from nestor.web.task_view import money, task_view
 from nestor.web.views import (
     Accepted,
     Iterations,
@@ -30,17 +31,6 @@ from nestor.wiring import Nestor
 _KEEP_ALIVE_S = 15.0
 _LIVE_POLL_S = 0.1
 _MAX_DIGITS = 15
-_HIDDEN = "[hidden]"
-"""Instead of a value that only an admin's key may read."""
-
-
-class Approve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of ``POST /tasks/{id}/approve``. There is no default answer."""
-
-    approved: bool
-    action: str | None = None
-    """Id of the approval that is meant; given: a 409 when the task waits for another."""
-    note: str | None = None
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,69 +81,6 @@ _ONE = {"scope": ("read", "submit", "approve")}
 _SEEN = {"task": Provide(seen)}
 
 
-def task_view(task: Task, reader: Principal) -> TaskView:
-    """Shape a task for clients: what it is, where it stands, what it used.
-
-    What its checks find in their environment may be secret: the values are the admin's.
-    """
-    budget = msgspec.to_builtins(task.budget)
-    spent = task.spent
-    return {
-        "task_id": task.task_id,
-        "name": task.name,
-        "description": task.description,
-        "status": task.status,
-        "reason": task.reason,
-        "detail": task.detail,
-        "priority": task.priority,
-        "phase": task.phase,
-        "backend": task.backend,
-        "created_at": task.created_at,
-        "started_at": task.started_at,
-        "ended_at": task.ended_at,
-        "iteration": task.iteration,
-        "max_iterations": task.max_iterations,
-        "budget": {
-            "usd": budget["usd"],
-            "tokens": budget["tokens"],
-            "seconds": budget["seconds"],
-            "spent_usd": None if spent.usd is None else _money(spent.usd),
-            "spent_tokens": spent.tokens,
-            "spent_s": round(spent.seconds, 3),
-        },
-        "workspace": task.workspace
-        or (task.spec.workspace.repo if task.spec.workspace else None),
-        "branch": task.branch,
-        "base": task.base,
-        "checks": [_check_view(check, reader) for check in task.spec.all_checks],
-        # What a person agrees to, who approves it.
-        "command": task.spec.command,
-        "setup": task.spec.setup,
-        "mounts": task.spec.mounts,
-        "sandbox": msgspec.to_builtins(task.spec.sandbox),
-        "protected": task.spec.protected,
-        "guard_only": task.spec.guard_only,
-        "approvals": [msgspec.to_builtins(approval) for approval in task.approvals],
-        "success": task.success,
-        "output": task.output,
-        "replayed": task.replayed,
-        "sandboxed": task.sandboxed,
-        "cancel_requested": task.cancel_requested,
-        "trace_id": task.trace_id,
-    }
-
-
-def _check_view(check: Check, reader: Principal) -> dict[str, Any]:
-    view: dict[str, Any] = msgspec.to_builtins(check)
-    if not reader.may(ADMIN):
-        view["env"] = dict.fromkeys(check.env, _HIDDEN)
-    return view
-
-
-def _money(value: Decimal) -> str:
-    return format(value, "f")
-
-
 @post(
     ["/submit", "/tasks"],
     status_code=202,
@@ -167,13 +94,19 @@ async def submit(request: Request[Any, Any, Any], data: TaskSpec) -> Response[Ac
     """Submit a task: 202; the same id with the same body again: 200 and the old task."""
     nestor: Nestor = request.app.state.nestor
     done = await nestor.ralph.submit(data, request.user)
-    body: Accepted = {
+    return Response(accepted(done), status_code=202 if done.created else 200)
+
+
+def accepted(done: Submitted) -> Accepted:
+    """Shape what became of a submit for clients."""
+    return {
         "task_id": done.task.task_id,
         "status": done.task.status,
         "position": done.position,
+        "waits_for": done.task.waits_for,
+        "detail": done.task.detail,
         "url": f"/tasks/{done.task.task_id}",
     }
-    return Response(body, status_code=202 if done.created else 200)
 
 
 @get("/status", opt={"scope": "read"}, dependencies=_LISTING)
@@ -194,12 +127,13 @@ async def results(request: Request[Any, Any, Any], shown: Listing) -> Results:
     which = msgspec.structs.replace(shown.which, ended=True)
     ended, truncated = await nestor.ralph.newest(which, limit=shown.limit)
     return {
-        "results": [await _result(nestor, task) for task in ended],
+        "results": [await result_view(nestor, task) for task in ended],
         "truncated": truncated,
     }
 
 
-async def _result(nestor: Nestor, task: Task) -> ResultView:
+async def result_view(nestor: Nestor, task: Task) -> ResultView:
+    """Shape what a task came to for clients."""
     iterations = await nestor.ralph.iterations(task.task_id)
     last = iterations[-1] if iterations else None
     seconds = None
@@ -213,9 +147,12 @@ async def _result(nestor: Nestor, task: Task) -> ResultView:
         "detail": task.detail,
         "iterations": len(iterations),
         "verdicts": [msgspec.to_builtins(v) for v in last.verdicts] if last else [],
+        "judgements": [msgspec.to_builtins(j) for j in last.judgements] if last else [],
+        "judge_model": last.judge_model if last else None,
+        "checks_digest": task.checks_digest,
         "output": task.output,
         "diff_stat": msgspec.to_builtins(last.diff_stat) if last else None,
-        "cost_usd": None if task.spent.usd is None else _money(task.spent.usd),
+        "cost_usd": None if task.spent.usd is None else money(task.spent.usd),
         "tokens": task.spent.tokens,
         "duration_s": seconds,
         "branch": task.branch,
@@ -235,8 +172,11 @@ async def tasks(request: Request[Any, Any, Any], shown: Listing) -> TaskList:
 async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> TaskList:
     nestor: Nestor = request.app.state.nestor
     found, truncated = await nestor.ralph.newest(shown.which, limit=shown.limit)
+    waits = await nestor.ralph.waits(found)
     return {
-        "tasks": [task_view(task, request.user) for task in found],
+        "tasks": [
+            task_view(task, request.user, waits.get(task.task_id)) for task in found
+        ],
         "truncated": truncated,
     }
 
@@ -244,7 +184,9 @@ async def _tasks(request: Request[Any, Any, Any], shown: Listing) -> TaskList:
 @get("/tasks/{task_id:str}", opt=_ONE, dependencies=_SEEN)
 async def task(request: Request[Any, Any, Any], task: Task) -> TaskView:
     """One task."""
-    return task_view(task, request.user)
+    nestor: Nestor = request.app.state.nestor
+    waits = await nestor.ralph.waits([task])
+    return task_view(task, request.user, waits.get(task.task_id))
 
 
 @get("/tasks/{task_id:str}/iterations", opt=_ONE, dependencies=_SEEN)
@@ -253,7 +195,9 @@ async def iterations(request: Request[Any, Any, Any], task: Task) -> Iterations:
     nestor: Nestor = request.app.state.nestor
     found = await nestor.ralph.iterations(task.task_id)
     calls = await nestor.ledger.calls(task.task_id)
+    base = await nestor.ralph.base_verdicts(task.task_id)
     return {
+        "base": [msgspec.to_builtins(verdict) for verdict in base],
         "iterations": [msgspec.to_builtins(iteration) for iteration in found],
         "model_calls": [msgspec.to_builtins(call) for call in calls],
     }
@@ -264,10 +208,14 @@ async def iterations(request: Request[Any, Any, Any], task: Task) -> Iterations:
     opt={**_ONE, "media": ["text/plain"]},
     dependencies=_SEEN,
 )
-async def diff(request: Request[Any, Any, Any], task: Task) -> Response[str]:
-    """The newest snapshot against the base, as a unified diff."""
+async def diff(
+    request: Request[Any, Any, Any],
+    task: Task,
+    iteration: Annotated[int | None, QueryParameter(ge=1, le=10_000)] = None,
+) -> Response[str]:
+    """The newest snapshot (or that of ``iteration``) against the base, as a unified diff."""
     nestor: Nestor = request.app.state.nestor
-    text = await nestor.ralph.diff(task.task_id)
+    text = await nestor.ralph.diff(task.task_id, iteration=iteration)
     return Response(text, media_type="text/plain")
 
 
@@ -308,50 +256,23 @@ async def _follow(nestor: Nestor, task_id: str, after: int) -> AsyncIterator[byt
             after = event.id
             data = msgspec.json.encode({"at": event.at, **event.data}).decode()
             yield f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n".encode()
-            if event.kind == "end":
-                return
         quiet = 0.0 if found else quiet + _LIVE_POLL_S
-        if quiet >= _KEEP_ALIVE_S:
-            # Who has read ``end`` already, or resumes after it, waits for nothing.
-            if (await nestor.ralph.get(task_id)).status in FINAL_STATUSES and not (
-                await nestor.ralph.live(task_id, after=after)
-            ):
+        if quiet >= _KEEP_ALIVE_S or any(event.kind == "end" for event in found):
+            # An ``end`` is the last one unless another attempt was begun after it. Who
+            # has read it already, or resumes after it, waits for nothing.
+            if await _over(nestor, task_id, after):
                 return
             quiet = 0.0
             yield b": keep-alive\n\n"
         await asyncio.sleep(_LIVE_POLL_S)
 
 
-@post(
-    ["/tasks/{task_id:str}/cancel", "/tasks/{task_id:str}/stop"],
-    status_code=202,
-    opt={"scope": "submit", "raises": (Conflict,)},
-)
-async def cancel(request: Request[Any, Any, Any], task_id: str) -> TaskView:
-    """Ask for the end; the status says ``cancelled`` once no process is left."""
-    nestor: Nestor = request.app.state.nestor
-    cancelled = await nestor.ralph.cancel(task_id, by=request.user)
-    return task_view(cancelled, request.user)
-
-
-@post(
-    "/tasks/{task_id:str}/approve",
-    status_code=202,
-    opt={"scope": "approve", "raises": (Conflict,)},
-)
-async def approve(
-    request: Request[Any, Any, Any], task_id: str, data: Approve
-) -> TaskView:
-    """Answer a task that waits for a person."""
-    nestor: Nestor = request.app.state.nestor
-    answered = await nestor.ralph.approve(
-        task_id,
-        approved=data.approved,
-        note=data.note,
-        principal=request.user,
-        action=data.action,
+async def _over(nestor: Nestor, task_id: str, after: int) -> bool:
+    """Tell whether a task has ended and all it had to say was read."""
+    task = await nestor.ralph.get(task_id)
+    return task.status in FINAL_STATUSES and not (
+        await nestor.ralph.live(task_id, after=after)
     )
-    return task_view(answered, request.user)
 
 
 @get("/stats", opt={"scope": "read", "replies": {200: TaskTotals}})
@@ -361,7 +282,7 @@ async def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
     totals = await nestor.ralph.totals()
     return {
         **msgspec.to_builtins(totals),
-        "cost_usd": _money(totals.cost_usd),
+        "cost_usd": money(totals.cost_usd),
     }
 
 
@@ -376,7 +297,7 @@ def handlers() -> list[Any]:
         iterations,
         diff,
         events,
-        cancel,
-        approve,
+        *steering.handlers(),
+        mcp.handler("ralph", scope=("submit", "read", "approve")),
         stats,
     ]

@@ -30,6 +30,7 @@ async def serve(
     *,
     ready: Callable[[], Awaitable[None]],
     stop: asyncio.Event,
+    hurry: asyncio.Event | None = None,
     drain_s: int = DRAIN_S,
     deadlines: Deadlines | None = None,
     max_connections: int = MAX_CONNECTIONS,
@@ -38,7 +39,7 @@ async def serve(
 
     ``ready`` is awaited once every port answers; the layers are started when it returns.
     Returns when all is answered, at most ``drain_s`` and a second after ``stop``; the
-    sockets are closed then.
+    sockets are closed then. At ``hurry`` what is still being served is cut off.
 
     The process's soft limit of open files is raised, to ``OPEN_FILES`` at most and never
     over its hard limit. Each port takes ``max_connections``, or its share of those files
@@ -63,7 +64,8 @@ async def serve(
     finally:
         for app in apps.values():
             _tell(app, "drain")
-        await asyncio.gather(*(servers[name].close(sockets[name]) for name in opened))
+        closing = (servers[name].close(sockets[name], hurry) for name in opened)
+        await asyncio.gather(*closing)
         for layer in apps:
             sockets[layer].close()
 
@@ -152,14 +154,25 @@ class _Server(uvicorn.Server):
         await self.on_tick(0)
         await self.startup(sockets=[sock])
 
-    async def close(self, sock: socket.socket) -> None:
+    async def close(self, sock: socket.socket, hurry: asyncio.Event | None) -> None:
         """Stop listening, let requests finish for a while, then cut what is left."""
-        await self.shutdown(sockets=[sock])
+        cut = asyncio.create_task(self._cut(hurry)) if hurry else None
+        try:
+            await self.shutdown(sockets=[sock])
+        finally:
+            if cut is not None:
+                cut.cancel()
         left = list(self.server_state.tasks)
         if left:
             await asyncio.wait(left, timeout=1)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+    async def _cut(self, hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        self.force_exit = True
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
 
 def _config(app: ASGIApp, drain_s: int) -> uvicorn.Config:

@@ -27,13 +27,16 @@ def run(
     settings: Settings,
     *,
     ready: Callable[[dict[str, str]], None],
-    stopping: Callable[[], None] = lambda: None,
+    stopping: Callable[[Sequence[str]], None] = lambda _: None,
     page_link: Callable[[str, datetime], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. SIGHUP reloads deployments.
 
-    ``ready`` is told ``{layer: URL}`` once every layer answers, ``stopping`` is called at
-    the first of those signals. ``page_link``, when given, is then told a link that signs
+    The first of those signals: no more tasks are taken, ``/health/ready`` is 503, and
+    running tasks have ``DRAIN_S`` to come to the end of their step, in which all is still
+    served, a submit too: what it stores waits for the next start. The second: at once.
+    ``ready`` is told ``{layer: URL}`` once every layer answers, ``stopping`` at the first
+    signal the ids of running tasks. ``page_link``, when given, is then told a link that signs
     one browser in to the page, and until when: for a terminal only. Raises
     ``Misconfigured`` (a port or the folder is taken) before anything has been made.
     """
@@ -44,15 +47,13 @@ def run(
 async def _run(
     settings: Settings,
     ready: Callable[[dict[str, str]], None],
-    stopping: Callable[[], None],
+    stopping: Callable[[Sequence[str]], None],
     page_link: Callable[[str, datetime], None] | None,
 ) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
-        if not stop.is_set():
-            stop.set()
-            stopping()
+        (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -95,15 +96,57 @@ async def _run(
                     url = session.link_url(settings, ports["dashboard"], link.token)
                     page_link(url, link.expires_at)
 
+            apps = _apps(nestor, proxied, clients)
             try:
-                await serve(
-                    _apps(nestor, proxied, clients), sockets, ready=begin, stop=stop
-                )
+                async with _draining(nestor, apps, stop, hurry, stopping) as drained:
+                    await serve(apps, sockets, ready=begin, stop=drained, hurry=hurry)
             finally:
                 nestor.folder.remove_run_file()
     finally:
         for sock in sockets.values():
             sock.close()
+
+
+@asynccontextmanager
+async def _draining(
+    nestor: Nestor,
+    apps: Mapping[str, LayerApp],
+    stop: asyncio.Event,
+    hurry: asyncio.Event,
+    stopping: Callable[[Sequence[str]], None],
+) -> AsyncIterator[asyncio.Event]:
+    """Yield an event that is set once the layers may close.
+
+    Until then agents that finish their step still reach their model.
+    """
+    drained = asyncio.Event()
+
+    async def drain() -> None:
+        await stop.wait()
+        for app in apps.values():
+            app.unready()
+        stopping(await nestor.ralph.drain(0))
+        steps = asyncio.create_task(nestor.ralph.drain(nestor.settings.drain_s))
+        second = asyncio.create_task(hurry.wait())
+        try:
+            await asyncio.wait({steps, second}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (steps, second):
+                task.cancel()
+            await asyncio.gather(steps, second, return_exceptions=True)
+
+    async def drain_and_tell() -> None:
+        try:
+            await drain()
+        finally:
+            drained.set()  # whatever broke: the process ends
+
+    task = asyncio.create_task(drain_and_tell(), name="drain")
+    try:
+        yield drained
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

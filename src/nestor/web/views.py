@@ -10,6 +10,7 @@ from nestor.model.access import KeyLimits
 from nestor.model.interaction import Feedback
 from nestor.model.knowledge import Added, Document, Skill
 from nestor.model.task import Reason, TaskStatus
+from nestor.ports.audit_log import AuditEntry
 from nestor.ports.knowledge_store import KnowledgeCounts
 
 
@@ -19,7 +20,9 @@ class Accepted(TypedDict):
     task_id: str
     status: TaskStatus
     position: int
-    """Tasks that wait, this one included; 0 when it does not wait."""
+    """Queued tasks that go before it, itself included; 0: it waits for others, or not at all."""
+    waits_for: list[str]
+    detail: str
     url: str
 
 
@@ -62,12 +65,25 @@ class TaskView(TypedDict):
     sandbox: dict[str, Any]
     protected: list[str] | None
     guard_only: bool
+    checks_digest: str
     approvals: list[dict[str, Any]]
+    questions: list[dict[str, Any]]
+    """Those of ``approvals`` that wait for an answer."""
+    grants: list[dict[str, Any]]
+    """Those of them that widened the sandbox."""
+    attempt: int
+    forked_from: dict[str, Any] | None
+    rolled_back_to: int | None
     success: bool
     output: str
     replayed: bool
     sandboxed: bool
     cancel_requested: bool
+    dependencies: list[str]
+    waits_for: list[str]
+    """Those that are not verified yet, of a task that waits for them."""
+    waits: str | None
+    """Why a queued task does not run yet, as seen now; None: it does, or is about to."""
     trace_id: str
 
 
@@ -95,6 +111,10 @@ class ResultView(TypedDict):
     detail: str
     iterations: int
     verdicts: list[dict[str, Any]]
+    judgements: list[dict[str, Any]]
+    """What a judge said of the last iteration: apart from verdicts, and never one."""
+    judge_model: str | None
+    checks_digest: str
     output: str
     diff_stat: dict[str, int] | None
     cost_usd: str | None
@@ -114,9 +134,18 @@ class Results(TypedDict):
     truncated: bool
 
 
+class AuditTrail(TypedDict):
+    """Reply of ``GET /audit``, oldest first; ``next``: what to go on ``after``, None at the end."""
+
+    entries: list[AuditEntry]
+    next: int | None
+
+
 class Iterations(TypedDict):
     """Reply of ``GET /tasks/{id}/iterations``."""
 
+    base: list[dict[str, Any]]
+    """Verdicts before any work was done."""
     iterations: list[dict[str, Any]]
     model_calls: list[dict[str, Any]]
 
