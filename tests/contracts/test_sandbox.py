@@ -220,6 +220,57 @@ async def test_a_mount_that_shows_too_much_is_refused(
 
 
 @pytest.mark.parametrize(
+    "host",
+    ["{home}/tasks/other/history.git", "{home}/setup/digest/tree", "{home}/away"],
+)
+async def test_what_another_task_made_is_not_shown_to_who_asks_for_it(
+    sandbox: Sandbox, place: Place, host: str
+) -> None:
+    for part in ("tasks/other/history.git", "setup/digest/tree"):
+        (place.home / part).mkdir(parents=True)
+    # Let in as a plain folder, it may be a link by the time of the run.
+    (place.home / "away").symlink_to(place.home / "tasks/other/history.git")
+    path = host.format(home=place.home)
+
+    assert "data folder" in (sandbox.refuses_mount(Path(path)) or "")
+    mounts = [Mount(host=Path(path), inside=path)]
+    with pytest.raises(SandboxError, match="data folder"):
+        await sandbox.run(place.sh("true", mounts=mounts))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (".npmrc", False),
+        (".codex", False),
+        (".claude", False),
+        (".cargo", False),
+        (".config", False),
+        (".config/gh/hosts.yml", False),
+        (".local/share", False),
+        (".claude/local", True),
+        (".cargo/registry", True),
+        (".config/app", True),
+        (".local/share/uv/tools", True),
+    ],
+)
+def test_places_of_keys_are_refused_and_what_holds_them(
+    sandbox: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    shown: bool,
+) -> None:
+    person = tmp_path / "person"
+    (person / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(person))
+
+    why = sandbox.refuses_mount(person / name)
+
+    assert (why is None) == shown, why
+
+
+@pytest.mark.parametrize(
     "inside", ["/", "/usr", "/usr/bin", "/etc/passwd", "/proc", "/run/nestor", "/dev/x", "/tmp", "rel", "/a/../usr"],
 )  # fmt: skip
 async def test_a_mount_that_hides_the_sandbox_is_refused(

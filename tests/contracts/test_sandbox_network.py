@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests.contracts.sandbox_place import (
@@ -11,7 +13,7 @@ from tests.contracts.sandbox_place import (
     coordinator,
 )
 
-from nestor.backends.sandbox import BubblewrapSandbox
+from nestor.backends.sandbox import BubblewrapSandbox, LandlockSandbox, NoSandbox
 from nestor.backends.sandbox.machine import own_addresses
 from nestor.errors import SandboxError
 from nestor.model.task import Network
@@ -69,6 +71,27 @@ async def test_the_tasks_key_is_nowhere_the_command_can_look(
     assert "task-secret" not in result.output
     for path in place.home.rglob("*"):
         assert not path.is_file() or b"task-secret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("make", [LandlockSandbox, NoSandbox], indirect=True)
+async def test_what_opens_the_models_never_stands_in_a_command_line(
+    make: Make, place: Place
+) -> None:
+    """Every user of the machine can read that; a namespace's address opens nothing."""
+    sandbox = make("http://127.0.0.1:9")
+    url = "http://127.0.0.1:8092/v1"
+    given: dict[str, Any] = {"network": Network.COORDINATOR, "task_key": "k"}
+    with pytest.raises(SandboxError, match="NESTOR_MODEL_BASE_URL"):
+        await sandbox.run(place.sh(f"echo {url}", **given))
+    line = "tr '\\0' ' ' </proc/$$/cmdline; echo; echo $MODEL_URL"
+    result = await sandbox.run(place.sh(line, env={"MODEL_URL": url}, **given))
+    shown, address = result.output.strip().splitlines()[-2:]
+    assert "MODEL_URL" in shown
+    secret = urlsplit(address).path.removesuffix("/v1")
+    assert len(secret) > 20
+    assert secret not in shown
+    # Without models there is no address to hide.
+    assert (await sandbox.run(place.sh(f"echo {url}"))).output.strip() == url
 
 
 async def test_a_model_that_is_down_is_told_as_502(make: Make, place: Place) -> None:
@@ -159,9 +182,9 @@ async def test_a_granted_host_is_reached_and_no_other(
     assert unseen == []
     assert result.refused == [
         f"host localhost:{forbidden}",
-        f"host localhost:{port}",
+        f"plain http to localhost:{port}: only https:// can be granted",
         "host pypi.invalid:443",
-        "host plain.invalid:80",
+        "plain http to plain.invalid:80: only https:// can be granted",
     ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nestor.backends.git import command, listing
 from nestor.backends.git.workspaces import GitWorkspaces, branch_name
 from nestor.errors import InvalidInput, WorkspaceError
 from nestor.model.task import DiffStat, TaskSpec, WorkspaceSpec
@@ -455,11 +457,15 @@ async def test_discard_keeps_the_history(workspaces: GitWorkspaces, repo: Path) 
     base = await workspaces.prepare(TASK, spec(repo))
     (workspaces.tree(TASK) / "f").write_text("x")
     made = await taken(workspaces, base)
+    output = workspaces.folder(TASK) / "runs" / "agent-1" / "output"
+    output.parent.mkdir(parents=True)
+    output.write_text("much")
     await workspaces.discard(TASK)
     await workspaces.discard(TASK)
+    assert not output.parent.parent.exists()
     assert not workspaces.tree(TASK).exists()
     assert "f" in await workspaces.files(TASK, made.commit)
-    with pytest.raises(WorkspaceError, match="No such file"):
+    with pytest.raises(WorkspaceError, match="working tree is gone"):
         await taken(workspaces, base)
     assert await workspaces.prepare(TASK, spec(repo)) == base
     assert (workspaces.tree(TASK) / "src").is_dir()
@@ -539,6 +545,60 @@ async def test_a_snapshot_says_what_changed_and_is_repeatable(
     same = await workspaces.snapshot(TASK, message="n", parent=first.commit)
     assert same.tree == first.tree
     assert same.commit != first.commit
+
+
+async def test_the_locks_of_a_git_that_was_killed_block_no_step(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    history = workspaces.folder(TASK) / "history.git"
+    locks = (history / f"refs/heads/nestor/{TASK}.lock", history / "packed-refs.lock")
+    for number in range(2):
+        for lock in locks:
+            lock.write_text("")
+        (workspaces.tree(TASK) / "new").write_text(str(number))
+        await taken(workspaces, base)
+    for lock in locks:
+        lock.write_text("")
+    await workspaces.prepare(TASK, spec(repo))
+    assert not any(lock.exists() for lock in locks)
+
+
+async def test_a_lock_in_the_users_repository_is_named(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "new").write_text("n")
+    snapshot = await taken(workspaces, base)
+    lock = repo / f".git/refs/heads/nestor/{TASK}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("")
+    with pytest.raises(WorkspaceError, match=re.escape(str(lock))):
+        await workspaces.deliver(TASK, snapshot.commit)
+
+
+async def test_a_git_that_is_not_awaited_any_more_removes_its_lock(
+    repo: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "locked"
+    hook = f"#!/bin/sh\n[ $1 = prepared ] && touch {marker} && exec sleep 60\n"
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "reference-transaction").write_text(hook)
+    (tmp_path / "hooks" / "reference-transaction").chmod(0o755)
+    config = {"core.hooksPath": str(tmp_path / "hooks")}
+    at_work = command.Repository(git_dir=repo / ".git", config=config)
+    head = git(repo, "rev-parse", "HEAD")
+
+    running = asyncio.create_task(at_work.run("update-ref", "refs/heads/b", head))
+    async with asyncio.timeout(30):
+        while not marker.exists():
+            await asyncio.sleep(0.01)
+    assert (repo / ".git/refs/heads/b.lock").exists()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert running.cancelled()
+    assert not (repo / ".git/refs/heads/b.lock").exists()
 
 
 async def test_the_agents_own_git_decides_nothing(
@@ -772,6 +832,68 @@ async def test_a_large_new_file_is_left_out_and_a_tracked_one_is_not(
         await taken(workspaces, base)
 
 
+async def test_a_large_file_of_short_lines_is_compared_as_no_text(
+    workspaces: GitWorkspaces, repo: Path
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "src" / "app.py").write_bytes(b"\n" * (9 << 20))
+    snapshot = await taken(workspaces, base)
+    assert snapshot.diff_stat == DiffStat(files=1, insertions=0, deletions=0)
+    assert "Binary files" in await workspaces.diff(TASK, snapshot.commit, base.base)
+
+
+async def test_git_that_needs_more_memory_than_it_may_have_is_a_fault_of_the_workspace(
+    workspaces: GitWorkspaces, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / "src" / "app.py").write_bytes(b"\n" * (7 << 20))
+    monkeypatch.setattr(command, "MEMORY_LIMIT_BYTES", 150 << 20)
+    with pytest.raises(WorkspaceError, match=r"git diff-tree: .*[Mm]emory"):
+        await taken(workspaces, base)
+
+
+@pytest.mark.parametrize("name", [".gitignore", "src/.gitattributes"])
+async def test_rules_too_large_for_git_are_removed_and_said(
+    workspaces: GitWorkspaces, repo: Path, name: str
+) -> None:
+    base = await workspaces.prepare(TASK, spec(repo))
+    (workspaces.tree(TASK) / name).write_bytes(b"a\n" * (1 << 19) + b"a\n")
+    (workspaces.tree(TASK) / "a").write_text("")
+    snapshot = await taken(workspaces, base)
+    assert snapshot.changed_paths == ["a"]
+    assert snapshot.left_out == [f"{name}: 1048578 bytes, over 1048576"]
+    assert not (workspaces.tree(TASK) / name).exists()
+
+
+@pytest.mark.parametrize("kind", ["files", "folders", "names"])
+async def test_more_new_paths_than_the_worker_can_hold_are_refused(
+    workspaces: GitWorkspaces, repo: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    limit = "NEW_NAMES_LIMIT_BYTES" if kind == "names" else "NEW_PATHS_LIMIT"
+    monkeypatch.setattr(listing, limit, 300 if kind == "names" else 30)
+    monkeypatch.setattr(listing, "_BATCH", 20)
+    for number in range(50):  # what the base has is not counted
+        (repo / f"old-{number}").write_text("")
+    (repo / ".gitignore").write_text("*.o\n")
+    commit_all(repo)
+    base = await workspaces.prepare(TASK, spec(repo))
+    tree = workspaces.tree(TASK)
+    for number in range(70):  # nor what is ignored
+        (tree / f"{number}.o").write_text("")
+    for number in range(20):
+        (tree / f"new-{number:03}").write_text("")
+    await taken(workspaces, base)
+
+    for number in range(20, 60):
+        place = tree / f"new-{number:03}"
+        place.mkdir() if kind == "folders" else place.write_text("")
+    with pytest.raises(WorkspaceError, match=r"name them in \.gitignore"):
+        await taken(workspaces, base)
+
+    (tree / ".gitignore").write_text("*.o\nnew-*\n")
+    assert (await taken(workspaces, base)).changed_paths == [".gitignore"]
+
+
 async def test_the_executable_bit_is_part_of_the_tree(
     workspaces: GitWorkspaces, repo: Path, tmp_path: Path
 ) -> None:
@@ -942,6 +1064,26 @@ async def test_a_branch_that_is_checked_out_is_not_touched(
     with pytest.raises(WorkspaceError, match="is checked out in"):
         await workspaces.deliver(TASK, made.commit)
     assert git(repo, "rev-parse", f"nestor/{TASK}") == base.base
+
+
+async def test_a_branch_is_delivered_only_while_the_repository_lies_in_its_folders(
+    workspaces: GitWorkspaces, repo: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "private"
+    shutil.copytree(repo, elsewhere)
+    base = await workspaces.prepare(TASK, spec(repo), inside=[repo.parent])
+    (workspaces.tree(TASK) / "new").write_text("n")
+    snapshot = await taken(workspaces, base)
+    (repo / ".git").rename(repo.parent / "old.git")
+    (repo / ".git").write_text(f"gitdir: {elsewhere}/.git\n")
+
+    with pytest.raises(WorkspaceError, match="NESTOR_WORKSPACE_ROOTS"):
+        await workspaces.deliver(TASK, snapshot.commit)
+    assert "nestor/" not in git(elsewhere, "branch", "--list")
+
+    (repo / ".git").unlink()
+    (repo.parent / "old.git").rename(repo / ".git")
+    assert await workspaces.deliver(TASK, snapshot.commit) == f"nestor/{TASK}"
 
 
 async def test_a_repository_that_is_gone_is_said_at_delivery(

@@ -154,6 +154,32 @@ async def test_a_repository_that_became_a_link_before_the_task_ran_is_not_used(
     assert not (home / "tasks" / "t" / "history.git").exists()
 
 
+async def test_a_repository_that_leads_git_out_of_the_roots_after_submit_is_not_copied(
+    tmp_path: Path,
+) -> None:
+    repo = repository(tmp_path / "repos" / "app")
+    victim = repository(tmp_path / "private" / "app", {"secret.txt": "s3cr3t"})
+    home = tmp_path / "home"
+    async with whole(home, works=True, workspace_roots=str(repo.parent)) as face:
+        key = await face.key("submit")
+        body = {
+            "task": "x",
+            "task_id": "t",
+            "backend": "command",
+            "command": "cp secret.txt stolen.txt",
+            "workspace": {"repo": str(repo)},
+        }
+        await face.call("ralph", "POST", "/submit", key=key, json=body)
+        lead_out(repo, victim, "gitdir")
+        yes = {"approved": True}
+        await face.call("ralph", "POST", "/tasks/t/approve", json=yes)
+        await face.call("ralph", "GET", "/tasks/t/events", key=key)
+        task = (await face.call("ralph", "GET", "/tasks/t", key=key)).json
+    assert (task["status"], task["reason"]) == ("failed", "workspace_error"), task
+    assert "NESTOR_WORKSPACE_ROOTS" in task["detail"]
+    assert not (home / "tasks" / "t" / "history.git").exists()
+
+
 async def test_a_repository_that_was_a_link_when_it_was_let_in_is_used_as_it_was(
     tmp_path: Path,
 ) -> None:

@@ -8,6 +8,9 @@ import msgspec
 
 from nestor.model.task import Network
 
+DISK_BYTES = 8 * 1024**3
+"""What a command may add to its writable mounts when nothing else is said."""
+
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """One folder or file of the host as seen inside."""

@@ -48,8 +48,14 @@ class Workspaces(Protocol):
         """
         ...
 
-    async def prepare(self, task_id: str, spec: TaskSpec) -> Prepared:
-        """Make the clone at the base; made before: leave it, return the same."""
+    async def prepare(
+        self, task_id: str, spec: TaskSpec, *, inside: Sequence[Path] | None = None
+    ) -> Prepared:
+        """Make the clone at the base; made before: leave it, return the same.
+
+        ``inside``: as for ``inspect``, looked at again, then and whenever the repository is
+        opened for this task.
+        """
         ...
 
     async def reset(self, task_id: str, commit: str) -> None:
@@ -105,7 +111,7 @@ class Workspaces(Protocol):
         ...
 
     async def discard(self, task_id: str) -> None:
-        """Remove working files of an ended task; its history (rollback points) stays."""
+        """Remove an ended task's working files and ``runs``; its history (rollback points) stays."""
         ...
 
     def tree(self, task_id: str) -> Path:

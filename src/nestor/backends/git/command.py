@@ -6,6 +6,7 @@ or transport of a repository is ever started, and arguments are lists.
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Mapping
@@ -14,10 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from nestor.backends import child_process
+from nestor.backends.child_process import ChildProcess
 from nestor.errors import WorkspaceError
 
 TIMEOUT_S = 300.0
+_GRACE_S = 2.0
 IDENTITY = ("Nestor", "nestor@localhost")
+MEMORY_LIMIT_BYTES = 4 * 1024**3
+"""Of address space, for one git: who fills a working tree decides what git must hold."""
 _CHUNK = 256 * 1024
 
 CONFIG: Mapping[str, str] = {
@@ -27,6 +33,10 @@ CONFIG: Mapping[str, str] = {
     # Written by whoever owns the objects, and believed without a check otherwise.
     "core.commitGraph": "false",
     "core.attributesFile": "/dev/null",
+    # Above it a file is no text: to compare one takes 40 times its size.
+    "core.bigFileThreshold": "8m",
+    "core.packedGitWindowSize": "64m",
+    "core.packedGitLimit": "1g",
     "core.excludesFile": "/dev/null",
     "core.autocrlf": "false",
     "core.safecrlf": "false",
@@ -37,6 +47,8 @@ CONFIG: Mapping[str, str] = {
     "fetch.unpackLimit": "1",
     "gc.auto": "0",
     "maintenance.auto": "false",
+    "pack.threads": "4",
+    "pack.windowMemory": "256m",
     "protocol.ext.allow": "never",
     "safe.directory": "*",
     "submodule.recurse": "false",
@@ -65,6 +77,8 @@ def environment(*, allow_protocol: str = "none") -> dict[str, str]:
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_PAGER": "cat",
         "GIT_TERMINAL_PROMPT": "0",
+        # Each would reserve 64 MiB of the address space for every thread.
+        "MALLOC_ARENA_MAX": "2",
     }
 
 
@@ -98,7 +112,7 @@ class Repository:
         """Run one git command and return what it printed (``b""`` with ``stdout``).
 
         ``limit``: stop git after that many bytes and return exactly these.
-        Raises WorkspaceError with git's last line when the exit code is not in ``ok``.
+        Raises WorkspaceError with git's last error when the exit code is not in ``ok``.
         """
         program = shutil.which("git")
         if program is None:
@@ -153,25 +167,25 @@ class _Run:
         timeout_s: float,
     ) -> tuple[int, bytes, bytes]:
         with ExitStack() as files:
-            source: int | IO[bytes] = asyncio.subprocess.PIPE
-            target: int | IO[bytes] = asyncio.subprocess.PIPE
+            source: int | IO[bytes] = child_process.PIPE
+            target: int | IO[bytes] = child_process.PIPE
             if isinstance(stdin, Path):
                 source = files.enter_context(stdin.open("rb"))
             if stdout is not None:
                 target = files.enter_context(stdout.open("wb"))
             try:
-                process = await asyncio.create_subprocess_exec(
+                # In a session of its own, so that its own children end with it.
+                process = await child_process.start(
                     *self.argv,
                     env=self.env,
                     cwd=self.cwd,
                     stdin=source,
                     stdout=target,
-                    stderr=asyncio.subprocess.PIPE,
-                    start_new_session=True,  # so that its own children end with it
                 )
             except OSError as failure:  # the folder is gone, or no process can be made
                 message = f"git cannot be started in {self.cwd}: {failure.strerror}"
                 raise WorkspaceError(message) from failure
+        _limit_memory(process.pid)
         try:
             async with asyncio.timeout(timeout_s):
                 _, (out, cut), (error, _), code = await asyncio.gather(
@@ -185,9 +199,15 @@ class _Run:
             raise WorkspaceError(message) from late
         finally:
             if process.returncode is None:
-                _kill(process)
-                await process.wait()
+                await _end(process)
+            process.close()
         return (0 if cut else code), out, error
+
+
+def _limit_memory(pid: int) -> None:
+    # From here and not before it starts: code between fork and exec is not safe here.
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES,) * 2)
 
 
 async def _feed(pipe: asyncio.StreamWriter | None, data: bytes | Path) -> None:
@@ -201,7 +221,7 @@ async def _feed(pipe: asyncio.StreamWriter | None, data: bytes | Path) -> None:
 
 
 async def _read(
-    process: asyncio.subprocess.Process,
+    process: ChildProcess,
     pipe: asyncio.StreamReader | None,
     limit: int | None,
 ) -> tuple[bytes, bool]:
@@ -209,18 +229,34 @@ async def _read(
     while pipe is not None and (chunk := await pipe.read(_CHUNK)):
         out += chunk
         if limit is not None and len(out) > limit:
-            _kill(process)
+            _signal(process, signal.SIGKILL)
             return bytes(out[:limit]), True
     return bytes(out), False
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+async def _end(process: ChildProcess) -> None:
+    """End a git that is not wanted any more; asked to, it takes its lock files with it."""
+    _signal(process, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_GRACE_S):
+            await process.wait()
+    except TimeoutError:
+        pass
+    finally:
+        if process.returncode is None:
+            _signal(process, signal.SIGKILL)
+    await process.wait()
+
+
+def _signal(process: ChildProcess, which: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, which)
 
 
 def _last_line(error: bytes, code: int) -> str:
     lines = [line for line in error.decode(errors="replace").splitlines() if line]
     if not lines:
         return f"exit code {code}"
-    return lines[-1].removeprefix("fatal: ").removeprefix("error: ")[:500]
+    # What git advises below its error names no file.
+    said = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    return (said or lines)[-1].removeprefix("fatal: ").removeprefix("error: ")[:500]

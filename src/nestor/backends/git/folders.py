@@ -1,5 +1,6 @@
 """What lies in a task's folder: put there whole or not at all, and removed for certain."""
 
+import os
 import shutil
 import subprocess
 from contextlib import suppress
@@ -21,6 +22,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     head: str | None
     """The user's commit under ``base``: the same, unless it has their dirty state."""
     object_format: str
+    inside: list[str] | None = None
+    """Folders that the repository must lie in whenever it is opened; None: anywhere."""
 
 
 def read_record(folder: Path) -> Record | None:
@@ -66,17 +69,32 @@ def sweep(folder: Path) -> None:
             remove(path)
 
 
-def remove(path: Path) -> None:
-    """Remove a tree that somebody else filled: as deep and as closed as they like."""
-    command = ["rm", "-rf", "--", str(path)]
-    if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+def unlock(folder: Path) -> None:
+    """Remove the locks of a git that was killed: nobody else is at work for this task."""
+    history = folder / "history.git"
+    for path in (*history.glob("*.lock"), *history.glob("refs/**/*.lock")):
+        path.unlink(missing_ok=True)
+
+
+def remove(*paths: Path) -> None:
+    """Remove trees that somebody else filled: as deep and as closed as they like."""
+    left = [str(path) for path in paths if os.path.lexists(path)]
+    command = ["rm", "-rf", "--", *left]
+    if not left or _runs(command) is None:
         return
-    open_up = ["chmod", "-R", "u+rwX", "--", str(path)]
-    subprocess.run(open_up, check=False, capture_output=True)
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise WorkspaceError(f"cannot remove {path}: {last}")
+    _runs(["chmod", "-R", "u+rwX", "--", *left])
+    if said := _runs(command):
+        raise WorkspaceError(f"cannot remove {', '.join(left)}: {said}")
+
+
+def _runs(command: list[str]) -> str | None:
+    """Return None where a command ends with 0; else the last line it said."""
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode == 0:
+        return None
+    return done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
 
 
 def empty(path: Path) -> None:

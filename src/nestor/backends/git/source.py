@@ -22,6 +22,15 @@ from nestor.model.task import TaskSpec
 _REPO = "workspace.repo"
 _INSPECT_TIMEOUT_S = 60.0
 _SHOWN = 5
+_CHILD_CONFIG = """[core]
+\tcommitGraph = false
+\tbigFileThreshold = 8m
+\tpackedGitWindowSize = 64m
+\tpackedGitLimit = 1g
+[pack]
+\tthreads = 4
+\twindowMemory = 256m
+"""
 _HARMLESS = re.compile(r"core\.(autocrlf|eol|filemode|ignorecase|precomposeunicode)")
 """Settings that say how files lie on this disk, and start nothing."""
 
@@ -221,7 +230,7 @@ async def _probe(source: Source, head: str, scratch: Path) -> Repository:
     (path / "objects" / "info").mkdir(exist_ok=True)
     (path / "objects" / "info" / "alternates").write_text(f"{source.objects}\n")
     with (path / "config").open("a") as config:  # for git's own child, upload-pack
-        config.write("[core]\n\tcommitGraph = false\n")
+        config.write(_CHILD_CONFIG)
     for origin, name in ((source.shallow, "shallow"), (source.exclude, "info/exclude")):
         if origin.is_file():
             shutil.copyfile(origin, path / name)
@@ -256,26 +265,25 @@ async def _commit_dirty(probe: Repository, head: str) -> str:
         stdin=b"".join(path + b"\0" for path in paths),
     )
     tree = await probe.line("write-tree")
-    return await trees.commit(probe, tree, head, "Uncommitted changes at submit")
+    seconds = await trees.committed_at(probe, head) + 1
+    said = "Uncommitted changes at submit"
+    return await trees.commit(probe, tree, head, said, seconds=seconds)
 
 
 async def deliver(
-    path: Path, history: Repository, branch: str, *, head: str, commit: str
+    source: Source, history: Repository, branch: str, *, head: str, commit: str
 ) -> None:
     """Put ``commit`` into the user's repository as ``branch``, moving that branch alone.
 
-    ``head``: the commit of theirs that it stands on. Raises WorkspaceError when the
-    repository or that commit is gone, or the branch is checked out somewhere.
+    ``head``: the commit of theirs that it stands on. Raises WorkspaceError when that
+    commit is gone, or the branch is checked out somewhere.
     """
-    try:
-        source = await open_source(str(path))
-    except InvalidInput as error:
-        raise WorkspaceError(str(error)) from error
     probe = Repository(git_dir=history.git_dir, objects=source.objects)
     try:
         await probe.run("cat-file", "-e", f"{head}^{{commit}}")
     except WorkspaceError as error:
-        raise WorkspaceError(f"{path} no longer has the base commit {head}") from error
+        message = f"{source.path} no longer has the base commit {head}"
+        raise WorkspaceError(message) from error
     ref = f"refs/heads/{branch}"
     stands_on = await _tip(source, ref)
     if stands_on == commit:
@@ -286,7 +294,7 @@ async def deliver(
             f"branch {branch} has commits of somebody else; rename it and try again"
         )
     await _refuse_checked_out(source, ref, branch)
-    pack = (history.git_dir or path).parent / "deliver.pack"
+    pack = (history.git_dir or source.path).parent / "deliver.pack"
     try:
         await history.run(
             *("pack-objects", "--revs", "--stdout", "--quiet"),

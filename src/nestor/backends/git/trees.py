@@ -13,6 +13,9 @@ from nestor.model.task import DiffStat
 
 GITLINK = "160000"
 SYMLINK = "120000"
+FIRST_COMMIT_S = 946_684_800
+"""2000-01-01, for a commit without a parent. Each next one is a second later: no clock, so
+that a step made again after a crash makes the same commit."""
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 ATTRIBUTES = "* -text -ident !eol !filter !working-tree-encoding !diff !merge\n"
@@ -68,20 +71,22 @@ async def write(git: Repository, tree: Mapping[bytes, Entry]) -> str:
         return await git.line("write-tree")
 
 
-async def unpack(git: Repository, tree: Mapping[bytes, Entry]) -> None:
-    """Write the files of a tree into the empty work tree of ``git``."""
-    await index(git, tree)
-    await git.run("checkout-index", "--all", "--force", "--index", "--quiet")
+async def unpack(git: Repository, commit: str) -> None:
+    """Write the files of a commit into the empty work tree of ``git``, and its index."""
+    await git.run("read-tree", "--reset", "-u", checked(commit))
 
 
-async def commit(git: Repository, tree: str, parent: str | None, message: str) -> str:
-    """Commit a tree. Same tree, parent and message: same commit, whenever it is made."""
-    seconds = 946_684_800  # 2000-01-01, for a commit without a parent
-    if parent is not None:
-        when = await git.line("show", "-s", "--format=%ct", checked(parent))
-        seconds = int(when) + 1
+async def committed_at(git: Repository, commit: str) -> int:
+    """Return when a commit was made, in seconds since 1970."""
+    return int(await git.line("show", "-s", "--format=%ct", checked(commit)))
+
+
+async def commit(
+    git: Repository, tree: str, parent: str | None, message: str, *, seconds: int
+) -> str:
+    """Commit a tree. The same tree, parent, message and seconds make the same commit."""
     date = f"{seconds} +0000"
-    parents = [] if parent is None else ["-p", parent]
+    parents = [] if parent is None else ["-p", checked(parent)]
     text = message.replace("\0", " ").encode(errors="replace")
     out = await git.run(
         *("commit-tree", tree, *parents, "-F", "-"),

@@ -10,15 +10,16 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from nestor.backends.git import borders, folders, listing, source, trees
 from nestor.backends.git.command import Repository
+from nestor.backends.git.commits import Commits
 from nestor.backends.git.trees import Entry
-from nestor.errors import InvalidInput, WorkspaceError
+from nestor.errors import Forbidden, InvalidInput, WorkspaceError
 from nestor.model.ids import TASK_ID
 from nestor.model.task import TaskSpec
 from nestor.ports.workspace import Prepared, Snapshot
@@ -34,6 +35,7 @@ class GitWorkspaces:
 
     def __init__(self, home: Path) -> None:
         self._tasks = home.absolute() / "tasks"
+        self._commits = Commits()
 
     def tree(self, task_id: str) -> Path:
         """See Workspaces.tree."""
@@ -70,13 +72,16 @@ class GitWorkspaces:
         except WorkspaceError as error:
             raise InvalidInput.at("workspace.repo", str(error)) from error
 
-    async def prepare(self, task_id: str, spec: TaskSpec) -> Prepared:
+    async def prepare(
+        self, task_id: str, spec: TaskSpec, *, inside: Sequence[Path] | None = None
+    ) -> Prepared:
         """See Workspaces.prepare."""
         folder = self.folder(task_id)
         await asyncio.to_thread(folders.sweep, folder)
+        await asyncio.to_thread(folders.unlock, folder)
         record = folders.read_record(folder)
         if record is None:
-            record = await self._make_history(folder, task_id, spec)
+            record = await self._make_history(folder, task_id, spec, inside)
         if not self.tree(task_id).is_dir():
             await self.reset(task_id, record.base)
         return Prepared(base=record.base, tree=record.tree, repo=record.repo)
@@ -90,7 +95,7 @@ class GitWorkspaces:
         clone = await trees.init(fresh, record.object_format, bare=False)
         history = self._history(task_id, work_tree=fresh, index=fresh / ".git/index")
         git_dir = fresh / ".git"
-        await trees.unpack(history, await trees.read(history, commit))
+        await trees.unpack(history, commit)
         await asyncio.to_thread(folders.copy_objects, folder / "history.git", git_dir)
         with (git_dir / "config").open("a") as config:
             config.write(_AGENT_CONFIG)
@@ -107,19 +112,24 @@ class GitWorkspaces:
 
         Every file is read, never a stat cache. Ignored paths stay out unless the base or
         the parent has them. New files over 50 MiB, sockets and the like, and a nested
-        repository's ``.git`` (not its files) are left out and named in ``left_out``.
+        repository's ``.git`` (not its files) are left out and named in ``left_out``; an
+        ignore file over 1 MiB is removed. Raises WorkspaceError for over 200,000 new paths.
         """
-        _, record = self._prepared(task_id)
-        git = self._history(task_id, work_tree=self.tree(task_id))
-        known = await trees.read(git, record.base) | await trees.read(git, parent)
-        found = await listing.take(git, known)
-        tree = await trees.write(git, found.tree)
-        commit = await trees.commit(git, tree, parent, message)
+        folder, record = self._prepared(task_id)
+        # A step that is done again after a crash begins here.
+        await asyncio.to_thread(folders.unlock, folder)
+        git = self._history(task_id)
+        base = await self._commits.read(git, record.base)
+        before = await self._commits.read(git, parent)
+        known = {**base.entries, **before.entries}
+        at_tree = self._history(task_id, work_tree=self.tree(task_id))
+        found = await listing.take(at_tree, known, listing.Room.beside(base.entries))
+        commit = await self._commits.make(git, found.tree, parent, message)
         await git.run("update-ref", f"refs/heads/{branch_name(task_id)}", commit)
-        stat_, paths = await trees.changes(git, record.base, commit)
+        stat_, paths = await self._commits.changes(git, record.base, commit)
         return Snapshot(
             commit=commit,
-            tree=tree,
+            tree=(await self._commits.read(git, commit)).tree,
             diff_stat=stat_,
             changed_paths=[trees.text(path) for path in paths],
             left_out=sorted(found.left_out)[:100],
@@ -131,18 +141,18 @@ class GitWorkspaces:
         """See Workspaces.restore."""
         self._prepared(task_id)
         git = self._history(task_id)
-        tree = await trees.read(git, commit)
-        restored = _restore(tree, await trees.read(git, base), protected)
+        tree = dict((await self._commits.read(git, commit)).entries)
+        on_base = (await self._commits.read(git, base)).entries
+        restored = _restore(tree, on_base, protected)
         named = sorted(trees.text(path) for path in restored)
         after = commit
         if restored:
             message = "Protected files as on the base\n\n" + "\n".join(named[:50])
-            stored = await trees.write(git, tree)
-            after = await trees.commit(git, stored, commit, message)
-        stat_, paths = await trees.changes(git, base, after)
+            after = await self._commits.make(git, tree, commit, message)
+        stat_, paths = await self._commits.changes(git, base, after)
         snapshot = Snapshot(
             commit=after,
-            tree=await git.line("rev-parse", "--verify", f"{after}^{{tree}}"),
+            tree=(await self._commits.read(git, after)).tree,
             diff_stat=stat_,
             changed_paths=[trees.text(path) for path in paths],
         )
@@ -152,16 +162,15 @@ class GitWorkspaces:
         """See Workspaces.checkout."""
         self._prepared(task_id)
         git = self._history(task_id)
-        tree = await trees.read(git, commit)
         await asyncio.to_thread(folders.empty, into)
         with tempfile.TemporaryDirectory() as scratch:
             index = Path(scratch) / "index"
-            await trees.unpack(replace(git, work_tree=into, index=index), tree)
+            await trees.unpack(replace(git, work_tree=into, index=index), commit)
 
     async def files(self, task_id: str, commit: str) -> list[str]:
         r"""See Workspaces.files. Bytes that are not UTF-8 appear as ``\xNN``."""
-        tree = await trees.read(self._history(task_id), commit)
-        return sorted(trees.text(path) for path in tree)
+        held = await self._commits.read(self._history(task_id), commit)
+        return sorted(trees.text(path) for path in held.entries)
 
     async def diff(self, task_id: str, commit: str, base: str) -> str:
         """See Workspaces.diff. No attribute of the tree can hide a text file's change."""
@@ -185,7 +194,7 @@ class GitWorkspaces:
             return None
         branch = branch_name(task_id)
         await source.deliver(
-            Path(record.repo),
+            await _opened(record.repo, record.inside),
             self._history(task_id),
             branch,
             head=record.head,
@@ -213,14 +222,16 @@ class GitWorkspaces:
 
     async def remove(self, *places: Path) -> None:
         """See Workspaces.remove."""
-        for place in places:
-            await asyncio.to_thread(folders.remove, place)
+        await asyncio.to_thread(folders.remove, *places)
 
     async def discard(self, task_id: str) -> None:
         """See Workspaces.discard. ``prepare`` or ``reset`` brings the tree back."""
         folder = self._path(task_id)
+        self._commits.forget(folder / "history.git")
         if folder.is_dir():
-            await asyncio.to_thread(folders.remove, folder / "workspace")
+            # What its commands printed is in the records, as much as anybody asks for.
+            gone = (folder / "workspace", folder / "runs")
+            await asyncio.to_thread(folders.remove, *gone)
             await asyncio.to_thread(folders.sweep, folder)
 
     def _path(self, task_id: str) -> Path:
@@ -242,26 +253,35 @@ class GitWorkspaces:
         return folder, record
 
     async def _make_history(
-        self, folder: Path, task_id: str, spec: TaskSpec
+        self,
+        folder: Path,
+        task_id: str,
+        spec: TaskSpec,
+        inside: Sequence[Path] | None,
     ) -> folders.Record:
         """Build ``history.git`` beside its place; the record of it is the last act."""
         scratch = Path(tempfile.mkdtemp(prefix=folders.TEMPORARY, dir=folder))
         built = scratch / "history.git"
         place = spec.workspace
+        bound = None if inside is None else [str(root) for root in inside]
         if place is None or place.repo is None:
             head, path, object_format = None, None, "sha1"
             history = await trees.init(built, object_format)
             empty = await trees.write(history, {})
-            base = await trees.commit(history, empty, None, "Empty workspace")
+            base = await trees.commit(
+                history, empty, None, "Empty workspace", seconds=trees.FIRST_COMMIT_S
+            )
             await history.run("update-ref", _BASE, base)
         else:
-            found = await source.open_source(place.repo)
+            found = await _opened(place.repo, bound)
             path, object_format = found.path, found.object_format
             head = await found.resolve(place.base)
             history = await trees.init(built, object_format)
             base = await source.copy_history(
                 found, head, history, scratch, dirty=spec.include_dirty
             )
+            # Whoever can write there may have led git away meanwhile.
+            await _keep_inside(found, bound)
         await history.run("update-ref", f"refs/heads/{branch_name(task_id)}", base)
         record = folders.Record(
             base=base,
@@ -269,6 +289,7 @@ class GitWorkspaces:
             repo=str(path) if path else None,
             head=head,
             object_format=object_format,
+            inside=bound,
         )
         await asyncio.to_thread(folders.put_in_place, folder, scratch, record)
         return record
@@ -296,11 +317,30 @@ class GitWorkspaces:
     async def _refuse_taken(self, known: folders.Record, task_id: str) -> None:
         if known.repo is None or known.head is None:
             return
+        found = await _opened(known.repo, known.inside)
         try:
-            found = await source.open_source(known.repo)
             await source.refuse_taken(found, branch_name(task_id), known.head)
         except InvalidInput as error:
             raise WorkspaceError(str(error)) from error
+
+
+async def _opened(repo: str, inside: Sequence[str] | None) -> source.Source:
+    """Open a user's repository that was let in before; raises WorkspaceError."""
+    try:
+        found = await source.open_source(repo)
+    except InvalidInput as error:
+        raise WorkspaceError(str(error)) from error
+    await _keep_inside(found, inside)
+    return found
+
+
+async def _keep_inside(found: source.Source, inside: Sequence[str] | None) -> None:
+    if inside is None:
+        return
+    try:
+        await asyncio.to_thread(borders.check, found, [Path(root) for root in inside])
+    except Forbidden as error:
+        raise WorkspaceError(str(error)) from error
 
 
 def branch_name(task_id: str) -> str:
@@ -320,7 +360,9 @@ def _refuse_without_repository(spec: TaskSpec) -> None:
 
 
 def _restore(
-    tree: dict[bytes, Entry], base: dict[bytes, Entry], restore: Callable[[str], bool]
+    tree: dict[bytes, Entry],
+    base: Mapping[bytes, Entry],
+    restore: Callable[[str], bool],
 ) -> set[bytes]:
     """Put protected paths of ``tree`` back as on ``base``; return which were changed."""
     touched = {

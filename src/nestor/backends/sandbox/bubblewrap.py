@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -126,11 +127,14 @@ class BubblewrapSandbox:
             arguments += ["--bind" if mount.writable else "--ro-bind"]
             arguments += [str(mount.host), mount.inside]
         env = environment() | certificates()
-        refusals, reach = Refusals(), Reach(self._private_hosts)
+        refusals = Refusals()
+        reach = None
+        if run.network is not Network.NONE:
+            reach = Reach(self._private_hosts)
         async with AsyncExitStack() as stack:
             arguments += ["--dir", "/run/nestor", "--ro-bind", str(BRIDGE), _BRIDGE]
             ports: list[tuple[int, str]] = []
-            if reaches_models(run):
+            if reach is not None and reaches_models(run):
                 ways = on_sockets(
                     run,
                     upstream=self._coordinator_url,
@@ -161,8 +165,8 @@ class BubblewrapSandbox:
                 writable=[str(mount.host) for mount in mounts if mount.writable],
                 cgroups=self._cgroups,
                 slirp4netns=_slirp4netns() if run.network is Network.FULL else None,
-                unreachable=reach.unreachable,
-                reachable=reach.reachable,
+                unreachable=reach.unreachable if reach else (),
+                reachable=reach.reachable if reach else (),
             )
             result = await run_guarded(run, launch)
         return msgspec.structs.replace(result, refused=refusals.texts)
@@ -211,26 +215,31 @@ def _namespaces(network: Network) -> list[str]:
 
 def _system(run: SandboxRun) -> Arguments:
     """Return the read-only system parts, and the private places to write."""
+    arguments: Arguments = [*_host_system(is_networked(run))]
     full = run.network is Network.FULL
-    arguments: Arguments = ["--ro-bind", "/usr", "/usr"]
-    for name in SYSTEM:
-        path = Path("/", name)
-        if path.is_symlink():
-            arguments += ["--symlink", str(path.readlink()), str(path)]
-        elif path.is_dir():
-            arguments += ["--ro-bind", str(path), str(path)]
-    for path in (
-        Path("/etc", name)
-        for name in (*ETC, *(ETC_NETWORK if is_networked(run) else ()))
-    ):
-        if path.exists():
-            arguments += ["--ro-bind", str(path.resolve()), str(path)]
     for name, text in (_FILES | {"resolv.conf": _RESOLV} if full else _FILES).items():
         arguments += ["--ro-bind-data", {"data": text}, f"/etc/{name}"]
     prefix = python_prefix()
     if not prefix.is_relative_to("/usr"):
         arguments += ["--ro-bind", str(prefix), str(prefix)]
     return [*arguments, *_kernel(), *_private()]
+
+
+@cache
+def _host_system(networked: bool) -> tuple[str, ...]:
+    """Return the host's parts that are there; looked at once, it would be half of a run's cost."""
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for name in SYSTEM:
+        path = Path("/", name)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            arguments += ["--ro-bind", str(path), str(path)]
+    for name in (*ETC, *(ETC_NETWORK if networked else ())):
+        path = Path("/etc", name)
+        if path.exists():
+            arguments += ["--ro-bind", str(path.resolve()), str(path)]
+    return tuple(arguments)
 
 
 def python_prefix() -> Path:
@@ -241,7 +250,8 @@ def python_prefix() -> Path:
     return prefix
 
 
-def _kernel() -> list[str]:
+@cache
+def _kernel() -> tuple[str, ...]:
     """Return /proc and /dev, without what would be the host's to change or tell."""
     # As root, /proc/sys obeys the user id alone and would be the host's to write.
     arguments = ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
@@ -253,7 +263,7 @@ def _kernel() -> list[str]:
         if Path("/proc", name).exists():
             arguments += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     arguments += ["--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
-    return [*arguments, "--remount-ro", "/dev"]
+    return (*arguments, "--remount-ro", "/dev")
 
 
 def _private() -> list[str]:

@@ -40,8 +40,9 @@ Address = tuple[str, int]
 class Egress:
     """Admits ``hosts`` (``name:port``, compared in lower case); None: all of the internet.
 
-    What it refuses is remembered as ``host NAME:PORT``, which a person can grant, or as
-    ``address …`` where a granted name leads to an address that nothing may reach.
+    What it refuses is remembered as ``host NAME:PORT``, which a person can grant, as
+    ``plain http …``, which no grant opens, or as ``address …`` where a granted name leads
+    to an address that nothing may reach.
     """
 
     def __init__(
@@ -211,13 +212,13 @@ async def _joined(
 
 
 def _plain(method: str, target: str) -> str:
-    """Say what a request without TLS wanted."""
+    """Say what a request without TLS wanted: not as a host, which could be granted."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(target)
         if parts.scheme == "http" and parts.hostname:
             port = parts.port or 80
             host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-            return f"host {host}:{port}"
+            return f"plain http to {host[:100]}:{port}: only https:// can be granted"
     return f"request {method} {target}"
 
 

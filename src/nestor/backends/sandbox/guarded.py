@@ -15,10 +15,12 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from nestor.backends import child_process
+from nestor.backends.child_process import ChildProcess
 from nestor.backends.sandbox import guardian, processes
 from nestor.backends.sandbox.machine import usual_memory
 from nestor.errors import SandboxError
-from nestor.ports.sandbox import SandboxResult, SandboxRun
+from nestor.ports.sandbox import DISK_BYTES, SandboxResult, SandboxRun
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -30,8 +32,6 @@ GONE_S = 20.0
 NOFILE = 4096
 FSIZE = 4 * 1024**3
 """Largest file a command may write, in bytes."""
-DISK_BYTES = 8 * 1024**3
-"""What a command may add to its writable mounts when nothing else is said."""
 LIMITS = frozenset({"memory", "disk", "processes"})
 
 
@@ -80,17 +80,8 @@ async def run_guarded(run: SandboxRun, launch: Launch) -> SandboxResult:
     loses its command. Cancellation kills, waits until all is gone, and re-raises.
     """
     make_private(run.run_dir)
-    process = await asyncio.create_subprocess_exec(
-        PYTHON,
-        "-I",
-        "-S",
-        str(HERE / "guardian.py"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={},
-        cwd="/",
-        start_new_session=True,
+    process = await child_process.start(
+        PYTHON, "-I", "-S", str(HERE / "guardian.py"), env={}, cwd="/"
     )
     ending = asyncio.create_task(_guard(process, run, launch))
     try:
@@ -106,7 +97,7 @@ async def run_guarded(run: SandboxRun, launch: Launch) -> SandboxResult:
 
 
 async def _guard(
-    process: asyncio.subprocess.Process, run: SandboxRun, launch: Launch
+    process: ChildProcess, run: SandboxRun, launch: Launch
 ) -> SandboxResult:
     """Hand the job over, keep the lease, and read the result while the folder is ours."""
     stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
@@ -127,6 +118,7 @@ async def _guard(
         code = await process.wait()
         with contextlib.suppress(ConnectionError):
             await stdin.wait_closed()
+        process.close()
     if result is None:
         await _explain(run, process.pid, code, told)
     return result

@@ -138,7 +138,7 @@ class LandlockSandbox:
             }
             write = [m.host for m in mounts if m.writable]
             write += [place.resolve() for place in places.values()]
-            argv = [swap.text(part) for part in run.argv]
+            argv = [swap.argument(part) for part in run.argv]
             launch = Launch(
                 bridge=str(BRIDGE),
                 argv=[*self._confined(_readable(run, mounts), write, ports), *argv],

@@ -20,17 +20,19 @@ from nestor.backends.sandbox.machine import certificates
 from nestor.backends.sandbox.mounts import checked, refuses
 from nestor.backends.sandbox.refusals import Refusals
 from nestor.backends.sandbox.ways_out import MODEL_PORT, forwarder_of, reaches_models
+from nestor.errors import SandboxError
 from nestor.ports.sandbox import Mount, SandboxResult, SandboxRun
 
 _HOME = "/home/agent"
+_MODELS = f"http://127.0.0.1:{MODEL_PORT}"
 
 
 class NoSandbox:
     """The same guardian, limits and lease; the command may do what the worker may.
 
     There are no mounts: paths inside are rewritten to host paths in ``argv``, ``cwd``,
-    ``env`` and ``stdin``, and ``http://127.0.0.1:8092`` to a forwarder's address, which
-    adds the task's key as in a sandbox. HOME is a folder in the run folder. ``network``
+    ``env`` and ``stdin``, and, but in ``argv``, ``http://127.0.0.1:8092`` to a forwarder's
+    address, which adds the task's key as in a sandbox. HOME is a folder in the run folder. ``network``
     hides nothing. A fork bomb is met by killing the command, not by a limit.
     """
 
@@ -65,7 +67,7 @@ class NoSandbox:
             env = environment() | certificates() | dict(run.env)
             launch = Launch(
                 bridge=str(BRIDGE),
-                argv=[swap.text(part) for part in run.argv],
+                argv=[swap.argument(part) for part in run.argv],
                 cwd=swap.text(run.cwd),
                 env={name: swap.text(value) for name, value in env.items()},
                 stdin=swap.data(run.stdin),
@@ -97,12 +99,27 @@ class Swap:
         # A whole path component, and not the tail of a longer path.
         self._pattern = re.compile(rf"(?<![\w/.-])(?:{names})(?![\w.-])")
         self.address: str | None = None
+        """Of the models: who knows it spends the task's budget."""
+
+    def argument(self, value: str) -> str:
+        """Return a part of a command line, which every user of the machine can read.
+
+        Raises ``SandboxError`` for one that would hold ``address``.
+        """
+        if self.address is not None and _MODELS in value:
+            raise SandboxError(
+                f"the command line names {_MODELS}, and without isolation every user of"
+                " this machine could read there what opens the models to this task:"
+                " name it in a file or take it from the environment"
+                " (NESTOR_MODEL_BASE_URL)"
+            )
+        return self.text(value)
 
     def text(self, value: str) -> str:
         """Return ``value`` as the host needs it."""
         value = self._pattern.sub(lambda found: self._hosts[found[0]], value)
         if self.address is not None:
-            value = value.replace(f"http://127.0.0.1:{MODEL_PORT}", self.address)
+            value = value.replace(_MODELS, self.address)
         return value
 
     def data(self, value: bytes) -> bytes:
