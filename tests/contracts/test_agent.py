@@ -107,6 +107,14 @@ def test_the_prompt_goes_in_on_stdin_and_not_on_the_command_line(
     assert not any("secret" in text for text in (*command.argv, *command.env.values()))
 
 
+def test_the_models_address_is_not_on_the_command_line(backend: AgentBackend) -> None:
+    """Without isolation it is what opens the models, and anybody can read that line."""
+    command = backend.command(brief(prompt="do it"))
+    assert not any("127.0.0.1" in part for part in command.argv)
+    told = (*command.env.values(), command.stdin.decode())
+    assert any("http://127.0.0.1:8092" in text for text in told)
+
+
 def test_the_same_brief_gives_the_same_command(backend: AgentBackend) -> None:
     assert backend.command(brief()) == backend.command(brief())
 

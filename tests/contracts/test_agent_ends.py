@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import yaml
@@ -99,6 +100,9 @@ ENDS = {
     "aider tried again and went on": (
         "aider", 0, f"{LITELLM}502\nRetrying in 0.2 seconds...\nApplied edit to calc.py\n",
         None, "Applied edit"),
+    "aider tried again and gave up": (
+        "aider", 0, f"{LITELLM}502\nRetrying in 0.2 seconds...\n{LITELLM}402 spent\nbye\n",
+        "agent_error", "402 spent"),
     "aider flag": ("aider", 2, "error: unrecognized arguments: --x\n", "usage_error", "--x"),
     "mini done": ("mini", 0, "Exit:\n\nSaved trajectory\n", None, "Saved"),
     "mini gave up": (
@@ -175,6 +179,20 @@ def test_hostile_output_is_a_failure_in_a_short_summary(
     assert end.failure == ("usage_error" if silent else "agent_error")
     assert not end.claims_done
     assert len(end.summary) < 1000
+
+
+@pytest.mark.parametrize("agent", [*sorted(PROGRAMS), "builtin", "command"])
+@pytest.mark.parametrize(
+    "piece", ["litellm.A:\n", "litellm.A:\nRetrying in 1\n", "status: 40", "Error: "]
+)
+def test_the_time_to_read_is_that_of_one_pass(agent: str, piece: str) -> None:
+    output = piece * (250_000 // len(piece))
+    began = time.monotonic()
+
+    assert read(agent, 0, output).summary is not None
+    assert read(agent, 1, output).failure
+
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import logging
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from nestor.backends.sql import migrate, schema
 from nestor.backends.sql.database import Database, async_url, sync_url
 from nestor.backends.sql.key_store import SqlKeyStore
 from nestor.backends.sql.knowledge_store import SqlKnowledgeStore
+from nestor.backends.sql.task_queue import SqlTaskQueue
 from nestor.errors import Misconfigured, Unavailable
+from nestor.model.dependency import Unmet
 from nestor.model.knowledge import EmbeddingStamp, Where
+from nestor.model.task import TaskStatus
 
 
 @pytest.fixture
@@ -120,6 +124,50 @@ async def test_texts_of_before_the_vectors_wait_for_the_new_index(
     )
     assert [hit.chunk_id for hit in hits] == ["c1"]
     assert (counts.chunks, counts.waiting) == (2, 2)
+
+
+async def test_tasks_of_before_have_their_place_in_the_queue(empty_url: str) -> None:
+    body = {
+        "task_id": "",
+        "name": "n",
+        "description": "d",
+        "status": "queued",
+        "priority": "P2",
+        "phase": None,
+        "backend": "claude",
+        "budget": {},
+        "created_at": "2026-01-02T03:04:05Z",
+        "max_iterations": 1,
+        "trace_id": "0",
+        "spec": {"task": "x", "sandbox": {"memory_bytes": 7}},
+    }
+    more: dict[str, dict[str, Any]] = {
+        "new": {"submitted_by": "k", "attempt": 3, "waits_for": ["old"]},
+        "old": {"status": "running", "cancel_requested": True, "spec": {"task": "x"}},
+        **{f"t{n:02}": {} for n in range(45)},
+    }
+    rows = []
+    for name, given in more.items():
+        text_ = json.dumps({**body, "task_id": name, **given})
+        status = given.get("status", "queued")
+        rows.append(f"('{name}', 'd', '{status}', 'P2', NULL, '2026', '{text_}')")
+    insert = (
+        "INSERT INTO task (task_id, digest, status, priority, phase, created_at, body)"
+    )
+    edge = "INSERT INTO task_dependency VALUES ('new', 'old')"
+    made_at("0005", empty_url, f"{insert} VALUES {', '.join(rows)}", edge)
+
+    await migrate.upgrade(empty_url)
+
+    async with Database.open(empty_url) as database:
+        queue = SqlTaskQueue(database, lambda *_: None)
+        new, old = await queue.needs(["new", "old"])
+        assert len(await queue.needs(list(more))) == len(more)
+        assert [one.task_id for one in await queue.to_end()] == ["old"]
+        waiting = await queue.waiting()
+    assert (new.backend, new.memory_bytes, new.attempt) == ("claude", 7, 3)
+    assert (old.memory_bytes, old.attempt, old.cancel_requested) == (None, 1, True)
+    assert waiting == {"new": [Unmet(task_id="old", status=TaskStatus.RUNNING)]}
 
 
 def made_at(revision: str, url: str, *statements: str) -> None:

@@ -22,10 +22,17 @@ import pytest
 from sqlalchemy import make_url, text
 
 import nestor
-from nestor.backends.dbos.engine import MAX_RECOVERIES, DbosEngine
+from nestor.backends.dbos import engine as dbos_engine
+from nestor.backends.dbos.engine import LOOP_PROTOCOL, MAX_RECOVERIES, DbosEngine
 from nestor.backends.sql.database import Database
 from nestor.errors import Conflict, Unavailable
-from nestor.ports.task_engine import RecoveryLimit, StepFailed, Steps, Workflow
+from nestor.ports.task_engine import (
+    OtherVersion,
+    RecoveryLimit,
+    StepFailed,
+    Steps,
+    Workflow,
+)
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 5, tzinfo=UTC)
 
@@ -82,10 +89,12 @@ class Bench:
             await engine.stop()
 
     async def enqueue(
-        self, engine: DbosEngine, task_id: str, priority: int = 2
+        self, engine: DbosEngine, task_id: str, priority: int = 2, *, attempt: int = 1
     ) -> None:
         async with self.database.write() as connection:
-            await connection.run_sync(engine.enqueue_in, task_id, priority=priority)
+            await connection.run_sync(
+                engine.enqueue_in, task_id, priority=priority, attempt=attempt
+            )
 
     async def rows(self, sql: str) -> list[Any]:
         async with self.database.read() as connection:
@@ -387,7 +396,8 @@ async def test_a_workflow_begun_too_often_is_reported_and_not_begun(
                 text(
                     bench.sql(
                         "UPDATE workflow_status SET status = 'PENDING',"
-                        " executor_id = 'one', application_version = '1',"
+                        " executor_id = 'one',"
+                        f" application_version = '{LOOP_PROTOCOL}',"
                         " recovery_attempts = :n WHERE workflow_uuid = :w"
                     )
                 ),
@@ -415,13 +425,86 @@ async def test_a_task_is_queued_once_and_again_after_its_end(bench: Bench) -> No
         await bench.enqueue(engine, "t1")
     async with bench.engine(workflow) as engine:
         await until(engine.running, lambda names: names == ["t1"])
-        with pytest.raises(Conflict, match="t1 is still running"):
-            await bench.enqueue(engine, "t1")
+        for attempt in (1, 2):
+            with pytest.raises(Conflict, match="t1 is still running"):
+                await bench.enqueue(engine, "t1", attempt=attempt)
         going.set()
         await bench.status_becomes(t1="SUCCESS")
-        await bench.enqueue(engine, "t1")
+        with pytest.raises(Conflict, match="attempt 1 at task t1 has ended already"):
+            await bench.enqueue(engine, "t1")
+        await bench.enqueue(engine, "t1", attempt=2)
         await until(bench.statuses, lambda all_: all_.get("t1:2") == "SUCCESS")
     assert bench.log == ["ran", "ran"]
+
+
+async def test_an_attempt_takes_those_of_before_out_of_the_queue(bench: Bench) -> None:
+    attempts: list[int] = []
+
+    async def workflow(_task_id: str, steps: Steps) -> None:
+        attempts.append(steps.attempt)
+        await steps.run("wait", type(None), forever)
+
+    async with bench.engine(workflow) as engine:
+        await bench.enqueue(engine, "t1")
+        await until(engine.running, lambda names: names == ["t1"])
+        while not attempts:
+            await asyncio.sleep(0.01)
+    async with bench.engine() as engine:  # as a restart finds it while all are busy
+        async with bench.database.write() as connection:
+            again = "UPDATE workflow_status SET status = 'ENQUEUED'"
+            await connection.execute(text(bench.sql(again)))
+        await bench.enqueue(engine, "t1", attempt=3)
+        assert await bench.statuses() == {"t1:1": "CANCELLED", "t1:3": "ENQUEUED"}
+    async with bench.engine(workflow) as engine:
+        await until(lambda: asyncio.sleep(0, attempts), lambda seen: len(seen) == 2)
+    assert attempts == [1, 3]
+    assert bench.failures == []
+
+
+async def test_what_another_version_left_is_told_or_gone_on_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def workflow(task_id: str, steps: Steps) -> None:
+        await steps.run("first", int, bench.step(f"{task_id} first"))
+        await steps.run("second", type(None), forever)
+
+    monkeypatch.setattr(dbos_engine, "LOOP_PROTOCOL", "before")
+    async with bench.engine(workflow, workers=2, executor_id="one") as engine:
+        for name in ("begun", "again"):
+            await bench.enqueue(engine, name)
+        await bench.log_grows_to(2)
+        await bench.enqueue(engine, "fresh")
+        # A step is recorded a moment after it has run.
+        recorded = "SELECT count(*) FROM operation_outputs"
+        await until(lambda: bench.rows(recorded), lambda rows: rows == [(2,)])
+    async with bench.database.write() as connection:
+        for change, name in (
+            ("status = 'ENQUEUED'", "again"),  # put back by a recovery
+            # Drained before its first step.
+            ("status = 'PENDING', executor_id = 'one'", "fresh"),
+        ):
+            was = f"UPDATE workflow_status SET {change}, application_version = 'before'"
+            await connection.execute(
+                text(bench.sql(f"{was} WHERE workflow_uuid = '{name}:1'"))
+            )
+    monkeypatch.undo()
+    bench.log.clear()
+    async with bench.engine(workflow, executor_id="two"):
+        await asyncio.sleep(0.2)
+    # What another process holds is not its own to judge.
+    assert [name for name, _ in bench.failures] == ["again"]
+    for _ in range(2):
+        async with bench.engine(workflow, executor_id="one") as engine:
+            await until(engine.running, lambda names: names == ["fresh"])
+            await bench.log_grows_to(1)
+            await until(lambda: bench.rows(recorded), lambda rows: rows == [(3,)])
+    assert bench.log == ["fresh first"]
+    assert sorted(name for name, _ in bench.failures) == ["again", "begun"]
+    assert {type(error) for _, error in bench.failures} == {OtherVersion}
+    assert await bench.statuses() == {
+        **dict.fromkeys(("begun:1", "again:1"), "CANCELLED"),
+        "fresh:1": "PENDING",
+    }
 
 
 async def test_what_another_process_runs_is_left_to_it(bench: Bench) -> None:
@@ -481,6 +564,36 @@ def network_sockets(server_port: int | None) -> set[str]:
         if int(line.split()[2].rpartition(":")[2], 16) != server_port
     }
     return mine & known
+
+
+async def test_a_start_waits_for_who_is_writing_and_lets_them_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds the write lock goes on in the very loop that starts the engine."""
+    writes = asyncio.Event()
+
+    async def write() -> None:
+        async with bench.database.write() as connection:
+            await connection.execute(text("INSERT INTO counter VALUES ('held', 1)"))
+            writes.set()
+            await asyncio.sleep(0.5)
+
+    async def workflow(task_id: str, steps: Steps) -> None:
+        await steps.run("only", int, bench.step(task_id))
+
+    async with bench.engine() as engine:
+        before, writing = engine._take_over, []
+
+        async def then_somebody_writes() -> None:
+            await before()
+            writing.append(asyncio.create_task(write()))
+            await writes.wait()
+
+        monkeypatch.setattr(engine, "_take_over", then_somebody_writes)
+        await engine.start(workflow)
+        await asyncio.gather(*writing)
+        await bench.enqueue(engine, "t1")
+        await bench.status_becomes(t1="SUCCESS")
 
 
 async def test_it_is_silent_and_opens_no_port(

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from tests.contracts.test_task_engine import Bench, forever, until
 
-from nestor.backends.dbos.engine import MAX_RECOVERIES, DbosEngine
+from nestor.backends.dbos.engine import LOOP_PROTOCOL, MAX_RECOVERIES, DbosEngine
 from nestor.backends.sql.database import Database
 from nestor.ports.task_engine import RecoveryLimit, Steps, Workflow
 
@@ -18,7 +18,10 @@ class Doorman:
     def __init__(self, *names: str, single: str = "none") -> None:
         self.open, self.single = list(names), single
         self.inside: set[str] = set()
+        self.ends: list[tuple[str, int]] = []
         self.asked = 0
+        self.told: set[str] = set()
+        """Who was said to run: at a moment before, so that some may have left since."""
 
     async def choose(
         self, pages: AsyncIterator[Sequence[str]], room: int, running: Sequence[str]
@@ -36,8 +39,11 @@ class Doorman:
                 ):
                     chosen.append(name)
                     self.inside.add(name)
-        assert set(running) <= self.inside
+        self.told |= set(running)
         return chosen
+
+    async def ending(self, running: Sequence[str]) -> list[tuple[str, int]]:
+        return [one for one in self.ends if one[0] not in running]
 
     def left(self, task_id: str) -> None:
         self.inside.discard(task_id)
@@ -116,6 +122,7 @@ async def test_one_that_is_held_back_holds_nobody_back(bench: Gated) -> None:
             await bench.enqueue(engine, name, 0 if name.startswith("a") else 3)
         await bench.status_becomes(**dict.fromkeys(names, "SUCCESS"))
     assert most == 1
+    assert bench.doorman.told & {"a1", "a2", "a3"}
 
 
 async def test_those_behind_a_long_line_are_found(bench: Gated) -> None:
@@ -130,6 +137,32 @@ async def test_those_behind_a_long_line_are_found(bench: Gated) -> None:
     async with bench.engine(noting(bench), workers=1):
         await bench.status_becomes(b="SUCCESS")
     assert bench.log == ["b"]
+
+
+async def test_who_only_ends_needs_no_worker(bench: Gated) -> None:
+    bench.doorman = Doorman("busy", "next")
+
+    async def workflow(task_id: str, steps: Steps) -> None:
+        bench.log.append(task_id)
+        if task_id == "busy":
+            await steps.run("work", type(None), forever)
+
+    async with bench.engine(workflow, workers=1) as engine:
+        await bench.enqueue(engine, "busy", 0)
+        await bench.log_grows_to(1)
+        await bench.enqueue(engine, "next", 0)
+        await bench.enqueue(engine, "ends", 3, attempt=4)
+        bench.doorman.ends = [("ends", 4), ("elsewhere", 1)]
+        await until(bench.statuses, lambda all_: all_["ends:4"] == "SUCCESS")
+        assert bench.log == ["busy", "ends"]
+        assert await engine.held_by_nobody({"next": 1, "busy": 1, "ends": 4}) == {
+            "next"
+        }
+        await engine.drain(0)
+        await bench.enqueue(engine, "ends", 3, attempt=5)
+        bench.doorman.ends = [("ends", 5)]
+        await asyncio.sleep(1.5)  # in which it would be looked for
+        assert (await bench.statuses())["ends:5"] == "ENQUEUED"
 
 
 async def test_an_empty_queue_asks_nobody(bench: Gated) -> None:
@@ -148,10 +181,10 @@ async def test_a_poison_task_parks_behind_a_gate_in_any_attempt(bench: Gated) ->
         await bench.status_becomes(poison="SUCCESS")
         bench.doorman.open.clear()
         bench.doorman.open.append("nobody")
-        await bench.enqueue(engine, "poison")
+        await bench.enqueue(engine, "poison", attempt=2)
     dead = (
         "UPDATE workflow_status SET status = 'PENDING', executor_id = 'one',"
-        " application_version = '1', recovery_attempts = :n"
+        f" application_version = '{LOOP_PROTOCOL}', recovery_attempts = :n"
         " WHERE workflow_uuid = 'poison:2'"
     )
     async with bench.database.write() as connection:  # as dead processes leave it

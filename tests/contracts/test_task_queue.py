@@ -1,6 +1,7 @@
 """What ``ports.task_queue.TaskQueue`` and the sweep promise, on SQLite and PostgreSQL."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from nestor.backends.files.event_log import FileEventLog
 from nestor.backends.sql.database import Database
 from nestor.backends.sql.task_queue import SqlTaskQueue
 from nestor.backends.sql.task_store import SqlTaskStore
-from nestor.errors import InvalidInput
+from nestor.errors import Conflict, InvalidInput
 from nestor.model.dependency import Unmet
 from nestor.model.task import (
     FINAL_STATUSES,
@@ -47,6 +48,7 @@ class World:
         self.queue = SqlTaskQueue(database, self._put, now=lambda: NOON)
         self._log = FileEventLog(place / "telemetry")
         self.made = 0
+        self.still_running: set[str] = set()
 
     def sweeper(self) -> DependencyQueue:
         return DependencyQueue(
@@ -56,8 +58,11 @@ class World:
             clock=lambda: NOON,
         )
 
-    @staticmethod
-    def _put(connection: Connection, task_id: str, _priority: int) -> None:
+    def _put(
+        self, connection: Connection, task_id: str, _priority: int, _attempt: int
+    ) -> None:
+        if task_id in self.still_running:
+            raise Conflict(f"task {task_id} is still running")
         row = {"n": f"handed:{task_id}"}
         connection.execute(
             text(
@@ -67,7 +72,9 @@ class World:
             row,
         )
 
-    async def add(self, name: str, *needs: str, **given_: Any) -> Task:
+    async def add(
+        self, name: str, *needs: str, any_owner: bool = True, **given_: Any
+    ) -> Task:
         self.made += 1
         spec = TaskSpec(task="do it", task_id=name, dependencies=list(needs))
         one = Task(
@@ -88,7 +95,9 @@ class World:
             }
         )
         enqueue = one.status is QUEUED
-        stored, _ = await self.store.add(one, digest=name, enqueue=enqueue)
+        stored, _ = await self.store.add(
+            one, digest=name, enqueue=enqueue, any_owner=any_owner
+        )
         return stored
 
     async def becomes(self, name: str, status: TaskStatus) -> None:
@@ -299,6 +308,22 @@ async def until_handed(world: World, name: str) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_one_whose_last_attempt_is_about_to_end_goes_on_with_the_next_look(
+    world: World,
+) -> None:
+    await world.add("a")
+    for name in ("b", "c"):
+        await world.add(name, "a")
+    await world.becomes("a", VERIFIED)
+    world.still_running = {"b"}
+    sweep = world.sweeper()
+    assert await sweep.sweep() == 1
+    assert (await world.get("b")).waits_for == ["a"]
+    world.still_running.clear()
+    assert await sweep.sweep() == 1
+    assert await world.handed() == dict.fromkeys("abc", 1)
+
+
 async def test_positions_count_those_that_could_start(world: World) -> None:
     await world.add("waits", "x", priority="P0")
     await world.add("low", priority="P3")
@@ -308,6 +333,68 @@ async def test_positions_count_those_that_could_start(world: World) -> None:
     waits = await world.get("waits")
     found = [await world.queue.position(t) for t in (first, second, low, waits)]
     assert found == [1, 2, 3, 0]
+
+
+async def test_whose_end_was_asked_for_while_it_runs_is_told(world: World) -> None:
+    for name in ("runs", "asked", "ended", "queued"):
+        await world.add(name)
+    asked = TaskChange(cancel_requested=True)
+    for name, status in (("runs", RUNNING), ("asked", RUNNING), ("ended", FAILED)):
+        await world.becomes(name, status)
+    for name in ("asked", "ended", "queued"):
+        await world.store.change(name, asked)
+    await world.store.change("asked", TaskChange(attempt=3))
+    (found,) = await world.queue.to_end()
+    assert (found.task_id, found.attempt, found.cancel_requested) == ("asked", 3, True)
+
+
+async def test_looking_at_the_queue_reads_no_whole_task(world: World) -> None:
+    long = TaskSpec(task="do it", context={"x": "y" * 1_000_000})
+    for n in range(30):
+        await world.add(f"t{n}", spec=long)
+    await world.add("waits", "t0")
+    last = await world.get("t29")
+    names = [f"t{n}" for n in range(30)]
+    tracemalloc.start()
+    try:
+        assert len(await world.queue.needs(names)) == 30
+        assert await world.queue.position(last) == 30
+        assert list(await world.queue.waiting()) == ["waits"]
+        assert await world.queue.to_end() == []
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 3_000_000, "of 30 MB"
+
+
+async def test_of_others_tasks_nothing_is_told_and_nothing_waited_for(
+    world: World,
+) -> None:
+    await world.add("theirs", "unknown", "mine", submitted_by="them")
+    await world.add("done", submitted_by="them")
+    await world.becomes("done", VERIFIED)
+    needs = ("theirs", "done", "own", "nobody")
+    # A circle over what is not there for it is none to tell of.
+    mine = await world.add("mine", *needs, submitted_by="me", any_owner=False)
+    told = "; and ".join(f"{name}, which nobody has submitted yet" for name in needs)
+    assert mine.detail == f"waits for {told}"
+    await world.becomes("theirs", FAILED)
+    await world.sweeper().sweep()
+    assert (await world.get("mine")).detail == f"waits for {told}"
+    await world.add("own", submitted_by="me")
+    await world.sweeper().sweep()
+    assert "own, which is queued" in (await world.get("mine")).detail
+    found = {one.task_id: one.status for one in await world.queue.unmet(mine)}
+    assert found == {"theirs": None, "done": None, "own": QUEUED, "nobody": None}
+
+
+async def test_an_own_circle_is_told_though_other_ways_are_hidden(world: World) -> None:
+    await world.add("theirs", "mine", submitted_by="them")
+    await world.add("own", "mine", submitted_by="me", any_owner=False)
+    with pytest.raises(InvalidInput) as caught:
+        await world.add("mine", "theirs", "own", submitted_by="me", any_owner=False)
+    assert "mine → own → mine" in str(caught.value)
+    assert "theirs" not in str(caught.value)
 
 
 async def test_needs_come_in_the_order_asked_for(world: World) -> None:

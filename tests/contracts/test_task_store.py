@@ -53,7 +53,9 @@ class Queue:
     def __init__(self) -> None:
         self.fails = False
 
-    def put(self, connection: Connection, task_id: str, priority: int) -> None:
+    def put(
+        self, connection: Connection, task_id: str, priority: int, _attempt: int
+    ) -> None:
         connection.execute(
             text("INSERT INTO counter VALUES (:n, :v)"), {"n": task_id, "v": priority}
         )
@@ -177,6 +179,8 @@ async def test_a_task_nobody_knows_is_not_found(store: TaskStore) -> None:
     with pytest.raises(NotFound):
         await store.change("t9", TaskChange())
     with pytest.raises(NotFound):
+        await store.tell("t9", "task", {})
+    with pytest.raises(NotFound):
         await store.iterations("t9")
     assert await store.live("t9", after=0) == []
 
@@ -268,6 +272,15 @@ async def test_a_final_task_is_left_alone_when_asked(
     assert await queue.tasks(database) == {}
 
 
+async def test_a_change_of_another_attempt_is_none(store: TaskStore) -> None:
+    await store.add(a_task("t1"), digest="d", enqueue=False)
+    running = TaskChange(status=TaskStatus.RUNNING)
+    stands = await store.change("t1", running, attempt=2, live=[("task", {})])
+    assert (stands.status, stands.attempt) == (TaskStatus.QUEUED, 1)
+    assert await store.live("t1", after=0) == []
+    assert (await store.change("t1", running, attempt=1)).status is TaskStatus.RUNNING
+
+
 async def test_an_iteration_replaces_the_one_of_its_number(store: TaskStore) -> None:
     await store.add(a_task(), digest="d", enqueue=False)
     first = Iteration(
@@ -294,7 +307,8 @@ async def test_live_events_count_on_per_task(store: TaskStore) -> None:
         "t1", TaskChange(), live=[("task", {"a": 1}), ("output", {"b": "\x00é"})]
     )
     await store.change("t2", TaskChange(), live=[("task", {})])
-    await store.change("t1", TaskChange(), live=[("end", {})])
+    await store.tell("t1", "end", {})
+    await store.tell("t2", "end", {"c": "\x00é"})
     events = await store.live("t1", after=0)
     assert [(one.id, one.kind) for one in events] == [
         (1, "task"),
@@ -303,6 +317,22 @@ async def test_live_events_count_on_per_task(store: TaskStore) -> None:
     ]
     assert (events[1].data, events[1].at) == ({"b": "\x00é"}, NOON)
     assert [one.id for one in await store.live("t1", after=1, limit=1)] == [2]
+    told = (await store.live("t2", after=1))[0]
+    assert (told.id, told.kind, told.at) == (2, "end", NOON)
+    assert told.data == {"c": "\x00é"}
+
+
+async def test_many_at_once_tell_each_event_once(store: TaskStore) -> None:
+    await store.add(a_task("t1"), digest="d", enqueue=False)
+    await store.add(a_task("t2"), digest="d", enqueue=False)
+    await asyncio.gather(
+        *(store.tell("t1", "output", {"n": n}) for n in range(12)),
+        *(store.change("t1", TaskChange(), live=[("task", {})]) for _ in range(12)),
+    )
+    events = await store.live("t1", after=0)
+    assert [one.id for one in events] == list(range(1, 25))
+    said = [one.data["n"] for one in events if one.kind == "output"]
+    assert sorted(said) == list(range(12))
 
 
 async def test_telemetry_is_queued_once_and_sent_once(store: TaskStore) -> None:

@@ -154,6 +154,29 @@ async def test_other_keys_reach_no_task(face: Whole, scope: str) -> None:
         assert reply.status == 403, tail
 
 
+async def test_a_dependency_tells_nothing_of_anothers_task(face: Whole) -> None:
+    mine, other = await face.key("submit"), await face.key("submit")
+    await submitted(face, other, "theirs", dependencies=["further", "mine"])
+    told = []
+    for number, name in enumerate(("theirs", "further", "absent")):
+        body = {"task": "x", "task_id": f"probe{number}", "dependencies": [name]}
+        done = await face.call("ralph", "POST", "/submit", key=mine, json=body)
+        assert done.status == 202
+        found = await face.call("ralph", "GET", f"/tasks/probe{number}", key=mine)
+        told.append([found.json[one] for one in ("detail", "waits", "status")])
+        told[-1][:2] = [text.replace(name, "NAME") for text in told[-1][:2]]
+    assert told[0] == told[1] == told[2]
+    # What closes a circle with it is taken like anything else.
+    body = {"task": "x", "task_id": "mine", "dependencies": ["theirs"]}
+    done = await face.call("ralph", "POST", "/submit", key=mine, json=body)
+    assert (done.status, done.json["status"]) == (202, "queued"), done.body
+    body = {"task": "x", "task_id": "reads", "dependencies": ["theirs"]}
+    key = await face.key("submit", "read")
+    await face.call("ralph", "POST", "/submit", key=key, json=body)
+    found = await face.call("ralph", "GET", "/tasks/reads", key=key)
+    assert "theirs, which is awaiting_approval" in found.json["detail"]
+
+
 async def test_an_id_that_is_taken_says_nothing_of_what_took_it(face: Whole) -> None:
     mine, other = await face.key("submit"), await face.key("submit")
     await submitted(face, other, "taken", task="a secret plan")
@@ -255,7 +278,7 @@ async def test_what_others_than_an_admin_bring_waits_and_they_cannot_approve_it(
         {},
         {"protected": []},
         {"guard_only": True},
-        {"sandbox": {"network": "none", "memory_bytes": 1 << 30, "processes": 10}},
+        {"sandbox": {"memory_bytes": 1 << 30, "processes": 10}},
     ],
     ids=lambda plain: "-".join(plain) or "nothing",
 )

@@ -1,12 +1,15 @@
 """The live stream of a task over HTTP: as it happens, resumed, and over a second attempt."""
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+from tests.faces.fake_stack import Cli
 from tests.faces.whole import ADMIN_KEY, Whole, whole
 
 SAYS = r"""
@@ -85,3 +88,39 @@ async def test_an_attempt_after_the_end_is_in_the_same_stream(tmp_path: Path) ->
     ends = [number for number, kind, _ in both if kind == "end"]
     assert len(ends) == 2
     assert ends[-1] == both[-1][0] == len(both)
+
+
+async def test_logs_show_all_that_was_told_and_what_a_check_printed(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "cli"
+    home.mkdir()
+    checked = {"run": "echo not so; test -e never"}
+    async with whole(tmp_path / "home", works=True) as world, asyncio.timeout(90):
+        run = {"pid": os.getpid(), "ports": world.ports, "started_at": ""}
+        (home / "run.json").write_text(json.dumps(run))
+        cli = Cli(home, tmp_path, {"NESTOR_API_KEY": ADMIN_KEY})
+        await world.call(
+            "ralph", "POST", "/tasks", json={**WATCHED, "checks": [checked]}
+        )
+        async for _, kind, _ in told(world, "t"):
+            if kind == "output":
+                break
+        # Of a stream that stays open it shows what there is.
+        now = await asyncio.to_thread(cli, "logs", "t")
+        (tmp_path / "home" / "tasks" / "t" / "workspace" / "go").touch()
+        async for _ in told(world, "t"):
+            pass
+        ended = await asyncio.to_thread(cli, "logs", "t", "--iteration", "1")
+
+    first = ["iteration 1", "  the agent printed", "    | first"]
+    assert now.stdout.splitlines()[:3] == first, now.stderr
+    assert now.stdout.splitlines()[-1] == "task t goes on: nestor watch t"
+    assert ended.stdout.splitlines() == [
+        f"{first[0]}: changed",
+        *first[1:],
+        "    | password=[redacted]",
+        "    | second",
+        "  check check-1 failed (exit 1)",
+        "    | not so",
+    ]

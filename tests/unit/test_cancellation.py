@@ -48,8 +48,20 @@ async def test_a_request_ends_the_work_and_waits_until_it_is_gone() -> None:
             gone = True
         return "never"
 
-    assert await run(Store(True), work()) is None
+    assert await run(Store(False, True), work()) is None
     assert gone
+
+
+async def test_of_a_task_that_is_cancelled_already_nothing_begins() -> None:
+    begun = False
+
+    async def work() -> str:
+        nonlocal begun
+        begun = True
+        return "done"
+
+    assert await run(Store(True), work()) is None
+    assert not begun
 
 
 async def test_work_that_ends_is_not_cancelled() -> None:
@@ -84,7 +96,7 @@ async def test_an_error_while_cancelling_is_told() -> None:
         return "never"
 
     with pytest.raises(SandboxError):
-        await run(Store(True), work())
+        await run(Store(False, True), work())
 
 
 async def test_an_end_of_its_own_while_cancelling_is_told() -> None:
@@ -95,4 +107,4 @@ async def test_an_end_of_its_own_while_cancelling_is_told() -> None:
             return "the sandbox broke"
         return "never"
 
-    assert await run(Store(True), work()) == "the sandbox broke"
+    assert await run(Store(False, True), work()) == "the sandbox broke"

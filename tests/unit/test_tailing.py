@@ -1,13 +1,17 @@
 """What is told live of an agent's output: all of it, or its newest lines and a count."""
 
+import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nestor.backends.sandbox.output import Output
-from nestor.ralph.tailing import EVENT_BYTES, ITERATION_BYTES, Tail
+from nestor.model.task import Task
+from nestor.ralph.parts import Parts
+from nestor.ralph.tailing import EVENT_BYTES, ITERATION_BYTES, Tail, told_live
 from nestor.telemetry.redact import REDACTED
 
 LIMIT = 256 * 1024
@@ -133,3 +137,22 @@ def test_a_link_or_a_pipe_in_its_place_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "output").unlink()
     os.mkfifo(tmp_path / "output")
     assert Tail(tmp_path).piece(last=True) is None
+
+
+async def test_what_is_being_told_as_the_agent_ends_is_not_lost(tmp_path: Path) -> None:
+    told_texts: list[str] = []
+    begun = asyncio.Event()
+
+    async def tell(_task_id: str, _kind: str, data: dict[str, Any]) -> None:
+        begun.set()
+        await asyncio.sleep(0.2)
+        told_texts.append(data["text"])
+
+    p = cast("Parts", SimpleNamespace(store=SimpleNamespace(tell=tell)))
+    task = cast("Task", SimpleNamespace(task_id="t"))
+    async with told_live(p, task, 1, tmp_path), asyncio.timeout(30):
+        output = Output(str(tmp_path), LIMIT)
+        output.write(b"first\n")
+        await begun.wait()
+        output.write(b"second\n")
+    assert told_texts == ["first\n", "second\n"]

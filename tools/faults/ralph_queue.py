@@ -25,8 +25,8 @@ FAULTS = (
         (
             (
                 "backends/sql/task_queue.py",
-                "    return _way(task_id, needs, after)\n",
-                "    return []\n",
+                "    if circle := await _circle(connection, task.task_id):\n",
+                "    if circle := []:\n",
             ),
         ),
         (_STORE, "-k", "cycle_of_three"),
@@ -79,11 +79,8 @@ FAULTS = (
             ),
             (
                 "backends/sql/task_queue.py",
-                (
-                    "                schema.task.c.status == TaskStatus.QUEUED.value,\n"
-                    "                schema.task.c.body.like(_WAITS),\n"
-                ),
-                "                schema.task.c.body.like(_WAITS),\n",
+                "schema.task.c.status == TaskStatus.QUEUED.value, mine.c.waits == 1",
+                "mine.c.waits == 1",
             ),
         ),
         (_STORE, "-k", "cancelled_one"),
@@ -96,13 +93,17 @@ FAULTS = (
                 (
                     "            if not unmet:\n"
                     "                priority = PRIORITIES.index(after.priority)\n"
-                    "                await connection.run_sync(self._enqueue, task_id, priority)\n"
+                    "                await connection.run_sync(\n"
+                    "                    self._enqueue, task_id, priority, after.attempt\n"
+                    "                )\n"
                 ),
                 (
                     "        if not unmet:\n"
                     "            priority = PRIORITIES.index(after.priority)\n"
                     "            async with self._database.write() as connection:\n"
-                    "                await connection.run_sync(self._enqueue, task_id, priority)\n"
+                    "                await connection.run_sync(\n"
+                    "                    self._enqueue, task_id, priority, after.attempt\n"
+                    "                )\n"
                 ),
             ),
         ),
@@ -276,7 +277,7 @@ FAULTS = (
         (
             (
                 "backends/dbos/engine.py",
-                "            self._abandoned.add(workflow_id)\n",
+                "            self._abandoned.add(name)\n",
                 "",
             ),
         ),

@@ -56,6 +56,7 @@ class DeploymentTable(
     timeout_s: _Seconds = 120.0
     slow_s: _Seconds | None = None
     max_output_tokens: _Count | None = None
+    context_window: Annotated[int, msgspec.Meta(ge=1024)] | None = None
     tags: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=32)] = ()
     fallbacks: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=32)] = ()
     cache: CacheScope = CacheScope.OFF

@@ -92,6 +92,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """Requests and tokens a minute that it takes; None: no limit."""
     max_output_tokens: int | None = None
     """What a call without a limit of its own may write, for budgets; None: unknown."""
+    context_window: int | None = None
+    """Tokens that its model takes, question and answer together; None: unknown."""
     tags: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     """Names of deployments that are asked next, in order, when this one does not answer."""

@@ -404,6 +404,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     forked_from: ForkPoint | None = None
     rolled_back_to: int | None = None
     """The iteration whose tree the branch and the next iteration start from."""
+    bound_to: list[str] | None = None
+    """Folders of the host that its repository must lie in, as at submit; None: anywhere."""
     waits_for: list[str] = []
     """Dependencies that are not verified yet: it is not handed to the engine."""
     spec: TaskSpec

@@ -1,6 +1,6 @@
 """Durable execution: a workflow of recorded steps that survives the process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +13,9 @@ class Steps(Protocol):
     step returns its recorded result without running. So the code between steps must be
     pure: no clock, no random, no environment.
     """
+
+    attempt: int
+    """What the workflow was enqueued for: when the task's is another by now, it is over."""
 
     async def run(
         self, name: str, kind: type[T], action: Callable[[], Awaitable[T]]
@@ -41,8 +44,13 @@ class RecoveryLimit(Exception):  # noqa: N818
     """The process died under this workflow so often that it is not begun again."""
 
 
+class OtherVersion(Exception):  # noqa: N818
+    """Another version of Nestor began this workflow, and this one cannot read its records."""
+
+
 FailureHook = Callable[[str, Exception], Awaitable[None]]
-"""``await on_failure(task_id, error)``: a workflow raised, or hit ``RecoveryLimit``.
+"""``await on_failure(task_id, error)``: a workflow raised, or hit ``RecoveryLimit``; or one
+was left by an ``OtherVersion``.
 
 Called at least once, before the engine notes the end; again while it raises
 ``Unavailable``.
@@ -56,6 +64,13 @@ class Gate(Protocol):
         self, pages: AsyncIterator[Sequence[str]], room: int, running: Sequence[str]
     ) -> list[str]:
         """Let in at most ``room`` of the waiting ids, which come in the queue's order."""
+        ...
+
+    async def ending(self, running: Sequence[str]) -> list[tuple[str, int]]:
+        """Return task and attempt of those that only have to end, which needs no worker.
+
+        Without ``running``. One that is not in the queue is not begun by that.
+        """
         ...
 
     def left(self, task_id: str) -> None:
@@ -83,14 +98,21 @@ class TaskEngine(Protocol):
         """Take no more; leave running workflows to be recovered at the next start."""
         ...
 
-    def enqueue_in(self, connection: Any, task_id: str, *, priority: int) -> None:
+    def enqueue_in(
+        self, connection: Any, task_id: str, *, priority: int, attempt: int = 1
+    ) -> None:
         """Enqueue inside the caller's own SQL transaction (sync SQLAlchemy connection).
 
-        A task that waits in the queue already stays there once; one whose workflow ended
-        gets a new one. Raises ``Conflict`` while its workflow is running.
+        An attempt that waits in the queue already stays there once; an earlier one is
+        taken out of it, also where a dead process had begun it. Raises ``Conflict`` while
+        a workflow of the task is running, and for an attempt that ran before.
         """
         ...
 
     async def running(self) -> list[str]:
         """Return the ids of workflows that this process is executing now."""
+        ...
+
+    async def held_by_nobody(self, attempts: Mapping[str, int]) -> set[str]:
+        """Return those of these tasks (with their attempt) whose workflow is in the queue."""
         ...

@@ -31,6 +31,8 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     memory_bytes: int | None = None
     """As its task file says; None: it does not."""
+    attempt: int = 1
+    cancel_requested: bool = False
 
 
 class TaskQueue(Protocol):
@@ -62,4 +64,8 @@ class TaskQueue(Protocol):
 
     async def needs(self, task_ids: Sequence[str]) -> list[Need]:
         """Read what these tasks ask for, in the order given; unknown ones are left out."""
+        ...
+
+    async def to_end(self) -> list[Need]:
+        """Read the running tasks whose end was asked for."""
         ...

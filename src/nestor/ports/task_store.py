@@ -112,9 +112,11 @@ class TaskStore(Protocol):
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         audit: Sequence[AuditNote] = (),
         carried: str | None = None,
+        any_owner: bool = True,
     ) -> tuple[Task, bool]:
         """Store a task with its first events; when ``enqueue``, hand it to the engine.
 
+        ``any_owner`` False: of what it needs only tasks of the same key are there for it.
         All in one commit. Returns the stored task and True; or, for an id stored before
         with the same ``digest``, that task and False, and nothing is written. Raises
         ``Conflict`` for another digest.
@@ -147,6 +149,7 @@ class TaskStore(Protocol):
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         unless: frozenset[TaskStatus] = frozenset(),
         seen: Sequence[Approval] | None = None,
+        attempt: int | None = None,
         enqueue: bool = False,
         audit: Sequence[AuditNote] = (),
         carried: str | None = None,
@@ -155,8 +158,13 @@ class TaskStore(Protocol):
 
         Telemetry whose id is in the outbox already is not queued again. When the task
         stands in one of ``unless``, nothing is written and the task is returned as it is;
-        so too when ``seen`` is given and its approvals are others by now.
+        so too when ``seen`` is given and its approvals are others by now, or ``attempt``
+        and it is in another one.
         """
+        ...
+
+    async def tell(self, task_id: str, kind: str, data: dict[str, Any]) -> None:
+        """Append one live event, and nothing else. Raises ``NotFound``."""
         ...
 
     async def iterations(self, task_id: str) -> list[Iteration]:

@@ -21,7 +21,7 @@ GOES_ON = frozenset(
     }
 )
 """Ends that a further attempt can follow."""
-NOTHING_CARRIED = "task {} was run by a version of Nestor that kept nothing to go on from: submit it again"
+NOTHING_CARRIED = "task {} was run by a version of Nestor that kept nothing to go on from: submit it again, under another id"
 
 
 class BudgetChange(
@@ -86,7 +86,7 @@ def refuse_to_go_on(task: Task, action: str) -> None:
         return
     why = {
         TaskStatus.VERIFIED: "it is verified; roll it back or fork it to go on from there",
-        TaskStatus.REJECTED: "a person refused it; submit it again",
+        TaskStatus.REJECTED: "a person refused it; submit it again, under another id (--id)",
         TaskStatus.AWAITING_APPROVAL: "it waits for an answer: nestor approve",
         TaskStatus.RUNNING: "it is running"
         + (" until its processes are gone" if task.cancel_requested else ""),

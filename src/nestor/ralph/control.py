@@ -101,6 +101,7 @@ class Control:
             reason=Reason.CANCELLED,
             ended_at=self._clock(),
             cancel_requested=True,
+            waits_for=[],
             detail=detail,
         )
         data = {

@@ -27,6 +27,11 @@ _UNSEEN_S = 30.0
 """Whoever was let in and is not running after this long has not arrived."""
 
 Needs = Callable[[Sequence[str]], Awaitable[list[Need]]]
+ToEnd = Callable[[], Awaitable[list[Need]]]
+
+
+async def _nobody() -> list[Need]:
+    return []
 
 
 class _Admitted(msgspec.Struct):
@@ -57,8 +62,10 @@ class Gate:
         memory: Callable[[], Memory],
         used: Callable[[], int | None],
         timer: Callable[[], float],
+        to_end: ToEnd = _nobody,
     ) -> None:
         self._needs = needs
+        self._to_end = to_end
         self._backends = backends
         self._memory = memory
         self._used = used
@@ -101,6 +108,11 @@ class Gate:
         self._waits = waits
         self._first = self._waiting_first(look)
         return chosen
+
+    async def ending(self, running: Sequence[str]) -> list[tuple[str, int]]:
+        """Return task and attempt of those that only end, and that nobody here does."""
+        asked = await self._to_end()
+        return [(n.task_id, n.attempt) for n in asked if n.task_id not in running]
 
     def left(self, task_id: str) -> None:
         """Count it no longer: it has ended, or was not taken from the queue after all."""
@@ -149,8 +161,8 @@ class Gate:
 
     def _refused(self, need: Need, look: _Look) -> str | None:
         """Say why it has to wait; None: it may start."""
-        if need.status in FINAL_STATUSES:
-            return None  # cancelled while it waited: its workflow only ends
+        if _only_ends(need):
+            return None
         return self._at_its_limit(need.backend) or self._too_large(need, look)
 
     def _at_its_limit(self, backend: str) -> str | None:
@@ -210,7 +222,7 @@ class Gate:
         return look.first, self._timer()
 
     def _admit(self, need: Need, look: _Look) -> None:
-        if need.status in FINAL_STATUSES:
+        if _only_ends(need):
             return
         now = self._timer()
         wanted = self.memory_for(need.backend, need.memory_bytes)
@@ -220,6 +232,11 @@ class Gate:
         table = self._backends.get(need.backend)
         if table is not None and table.starts_per_minute is not None:
             self._starts.setdefault(need.backend, deque()).append(now)
+
+
+def _only_ends(need: Need) -> bool:
+    """Tell whether it was cancelled while it waited, before or after it had begun."""
+    return need.status in FINAL_STATUSES or need.cancel_requested
 
 
 def _said(size: float) -> str:

@@ -38,7 +38,12 @@ class TaskLoop:
         # this: it does not change while the attempt runs.
         p = self._parts
         task = await p.store.get(task_id)
+        if task.attempt != steps.attempt or task.waits_for:
+            # Left over: a person has let it begin again since, or it was cancelled first.
+            return
         begun = await steps.run("prepare-1", Begun, lambda: preparing.prepare(p, task))
+        if begun.over:
+            return
         turns = None if begun.carried is None else Turns(begun, begun.carried)
         end = begun.end
         while end is None and turns is not None:
@@ -59,14 +64,9 @@ class TaskLoop:
             if again.end is not None:
                 return again.end
             turns.begun = again.at
-        context = await steps.run(
-            f"context-{n}", Context, lambda: acting.context(p, task, n)
-        )
-        guidance = await steps.run(
-            f"guidance-{n}",
-            Guidance,
-            lambda: acting.guidance(p, task, n, context, turns),
-        )
+        context, guidance = await self._advised(task, steps, n, turns)
+        if (cut := context.end or guidance.end) is not None:
+            return cut
         agent = await steps.run(
             f"agent-{n}",
             AgentRun,
@@ -108,6 +108,23 @@ class TaskLoop:
             f"decide-{n}", Decided, lambda: recording.record(p, task, record, turns)
         )
         return decided.end
+
+    async def _advised(
+        self, task: Task, steps: Steps, n: int, turns: Turns
+    ) -> tuple[Context, Guidance]:
+        """What the agent is told besides its task."""
+        p = self._parts
+        context = await steps.run(
+            f"context-{n}", Context, lambda: acting.context(p, task, n)
+        )
+        if context.end is not None or not task.spec.use_hybrid:
+            return context, Guidance()
+        guidance = await steps.run(
+            f"guidance-{n}",
+            Guidance,
+            lambda: acting.guidance(p, task, n, context, turns),
+        )
+        return context, guidance
 
     async def _checked(
         self,

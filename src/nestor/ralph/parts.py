@@ -5,7 +5,7 @@ have left running, and writes under ids that are derived from task, iteration an
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from nestor.ports.key_store import KeyStore
 from nestor.ports.knowledge_base import KnowledgeBase
 from nestor.ports.router import Router
 from nestor.ports.sandbox import Sandbox
-from nestor.ports.task_store import TaskChange, TaskStore
+from nestor.ports.task_store import TaskStore
 from nestor.ports.workspace import Workspaces
 from nestor.ralph.environment import Environments
 from nestor.ralph.outbox import OutboxRelay
@@ -59,13 +59,24 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 async def say(p: Parts, task: Task, n: int, step: str) -> None:
     """Tell whoever watches which step begins."""
-    await p.store.change(
-        task.task_id, TaskChange(), live=[("iteration", {"n": n, "step": step})]
-    )
+    await p.store.tell(task.task_id, "iteration", {"n": n, "step": step})
 
 
-async def until_cancelled(p: Parts, task: Task, work: Awaitable[T]) -> T | None:
-    """Await ``work``; None when somebody cancelled the task first and it is gone."""
+async def until_cancelled(
+    p: Parts, task: Task, work: Coroutine[Any, Any, T]
+) -> T | None:
+    """Await ``work``; None when somebody cancelled the task first and it is gone.
+
+    Of a task that is cancelled already nothing of it begins.
+    """
+    try:
+        asked = await _asked_to_end(p, task.task_id)
+    except BaseException:
+        work.close()
+        raise
+    if asked:
+        work.close()
+        return None
     running = asyncio.ensure_future(work)
     watch = asyncio.create_task(_cancel_requested(p, task.task_id))
     try:
@@ -87,11 +98,15 @@ async def _cancel_requested(p: Parts, task_id: str) -> None:
     # The request may come through another process, so the store is asked again.
     while True:
         await asyncio.sleep(_CANCEL_POLL_S)
-        try:
-            if (await p.store.get(task_id)).cancel_requested:
-                return
-        except Unavailable:  # unknown is not "cancelled": ask again
-            continue
+        if await _asked_to_end(p, task_id):
+            return
+
+
+async def _asked_to_end(p: Parts, task_id: str) -> bool:
+    try:
+        return (await p.store.get(task_id)).cancel_requested
+    except Unavailable:  # unknown is not "cancelled"
+        return False
 
 
 def event_of(

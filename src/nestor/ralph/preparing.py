@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from nestor.errors import SandboxError, WorkspaceError
 from nestor.model import event as events
 from nestor.model.task import FINAL_STATUSES, Reason, Spent, Task, TaskStatus
+from nestor.ports import workspace
 from nestor.ports.task_store import TaskChange
 from nestor.ralph.parts import (
     CANCELLED,
@@ -48,7 +50,10 @@ async def prepare(p: Parts, task: Task) -> Begun:
         ],
         live=[("task", {"status": TaskStatus.RUNNING, "step": "prepare", "n": 1})],
         unless=FINAL_STATUSES,
+        attempt=task.attempt,
     )
+    if started.attempt != task.attempt:
+        return Begun(at=now, over=True)
     p.relay.nudge()
     await count_tasks(p.store)
     if started.started_at == now:
@@ -90,23 +95,35 @@ async def _carried(p: Parts, task: Task) -> Carried:
     if (source := task.forked_from) is not None:
         await p.workspaces.fork(source.task_id, carried.commit, into=task.task_id)
     else:
-        await p.workspaces.prepare(task.task_id, task.spec)
+        await _clone(p, task)
     await p.workspaces.reset(task.task_id, carried.commit)
     setup = await p.environments.ready(
         task.task_id,
         task.spec,
         base=carried.prepared.base,
         tree_id=carried.prepared.base_tree,
+        submitter=task.submitted_by,
     )
     prepared = msgspec.structs.replace(carried.prepared, setup=setup)
     return msgspec.structs.replace(carried, prepared=prepared)
 
 
+async def _clone(p: Parts, task: Task) -> workspace.Prepared:
+    # It was let in by what stood there at submit; what is copied is what stands there now.
+    bound_to = task.bound_to
+    inside = None if bound_to is None else [Path(root) for root in bound_to]
+    return await p.workspaces.prepare(task.task_id, task.spec, inside=inside)
+
+
 async def _first(p: Parts, task: Task) -> Carried:
     begun = time.monotonic()
-    clone = await p.workspaces.prepare(task.task_id, task.spec)
+    clone = await _clone(p, task)
     setup = await p.environments.ready(
-        task.task_id, task.spec, base=clone.base, tree_id=clone.tree
+        task.task_id,
+        task.spec,
+        base=clone.base,
+        tree_id=clone.tree,
+        submitter=task.submitted_by,
     )
     base_files = await p.workspaces.files(task.task_id, clone.base)
     subject = Subject(

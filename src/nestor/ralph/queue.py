@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from nestor.errors import NotFound, Unavailable
+from nestor.errors import Conflict, NotFound, Unavailable
 from nestor.model import event as events
 from nestor.model.dependency import Unmet, failed_text
 from nestor.model.ids import derived_id
@@ -102,6 +102,9 @@ class DependencyQueue:
         try:
             after = await self._queue.settle(task_id, self._ended_by)
         except NotFound:
+            return None
+        except Conflict:
+            # Its attempt of before is about to end: the next sweep hands it over.
             return None
         if after is not None and after.status in FINAL_STATUSES:
             self._relay.nudge()

@@ -1,11 +1,13 @@
 """Stages decide and finish: what happened is stored and told, each in one commit."""
 
+import asyncio
+import re
 from datetime import datetime
 from decimal import Decimal
 
 import msgspec
 
-from nestor.errors import WorkspaceError
+from nestor.errors import Unavailable, WorkspaceError
 from nestor.model import event as events
 from nestor.model.task import (
     FINAL_STATUSES,
@@ -16,15 +18,35 @@ from nestor.model.task import (
     Task,
     TaskStatus,
 )
-from nestor.ports.task_engine import RecoveryLimit
+from nestor.ports.task_engine import OtherVersion, RecoveryLimit
 from nestor.ports.task_store import TaskChange
 from nestor.ports.workspace import Snapshot
 from nestor.ralph.decision import Decision
 from nestor.ralph.parts import CANCELLED, Parts, count_tasks, event_of, plain
-from nestor.ralph.records import AgentRun, Checked, Context, Decided, End, Guidance
+from nestor.ralph.records import (
+    AgentRun,
+    Carried,
+    Checked,
+    Context,
+    Decided,
+    End,
+    Guidance,
+)
 from nestor.ralph.turns import Turns
 from nestor.telemetry import metrics
 from nestor.telemetry.redact import redact
+
+_SHOWN = 300
+_TELLING = re.compile(
+    r"error|exception|fail|fatal|cannot|denied|refused|not found|no such|did not",
+    re.IGNORECASE,
+)
+"""A line of an agent's output that says what went wrong."""
+_OTHER_VERSION = (
+    "Another version of Nestor began it, whose records this one cannot follow. Go on from"
+    " its last iteration: nestor resume {0}; where that is refused, submit it again,"
+    " under another id (--id)."
+)
 
 
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +105,8 @@ async def record(p: Parts, task: Task, turn: TurnRecord, turns: Turns) -> Decide
     )
     metrics.ITERATIONS.labels(outcome=done.outcome).inc()
     p.relay.nudge()
+    if stored.cancel_requested:  # who asks before the end is decided, decides it
+        return Decided(at=now, end=CANCELLED)
     decision = turn.decision
     if decision.status is None or decision.reason is None:
         end = await _park(p, stored) if turn.agent.unanswered else None
@@ -118,18 +142,28 @@ async def _park(p: Parts, task: Task) -> End | None:
 
 
 async def finish(p: Parts, task: Task, end: End, turns: Turns | None) -> End:
-    """Hand the work over, then say how the task ended: once. ``turns`` None: no workspace."""
+    """Hand the work over, then say how the task ended: once. ``turns`` None: no workspace.
+
+    Nothing when another attempt has the task by now, and with it the workspace.
+    """
+    now = await p.store.get(task.task_id)
+    if now.attempt != task.attempt:
+        return end
     if end.status is TaskStatus.AWAITING_APPROVAL:
         # No process, no key and no worker is held while a person is waited for.
         await p.keys.revoke_scope(f"task:{task.task_id}")
         await count_tasks(p.store)
         return end
-    if (await p.store.get(task.task_id)).status in FINAL_STATUSES:
+    if now.status in FINAL_STATUSES:
         # Said before a crash, or cancelled before it began: since then a person may have
         # moved the branch.
         await _let_go(p, task)
         return end
+    if end.status is TaskStatus.CANCELLED:
+        await _end_processes(p, task)
     branch, detail = None, end.detail or _explain(end, turns)
+    if not end.detail and end.reason is Reason.REPEATED_ERROR:
+        detail += await _last_error(p, task)
     if turns is not None and turns.judged != turns.prepared.base:
         try:
             branch = await p.workspaces.deliver(task.task_id, turns.judged)
@@ -145,16 +179,62 @@ async def finish(p: Parts, task: Task, end: End, turns: Turns | None) -> End:
     return end
 
 
+async def _last_error(p: Parts, task: Task) -> str:
+    """Return, as a sentence, the line that tells how the agent failed; "" without one."""
+    iterations = await p.store.iterations(task.task_id)
+    said = iterations[-1].output_tail if iterations else ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    # Many begin with a greeting, or with "exit code 1".
+    line = next(filter(_TELLING.search, lines), lines[-1])
+    shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+    return f" The last time: {shown}"
+
+
+async def _end_processes(p: Parts, task: Task) -> None:
+    """End what a step of a process that died may have left, where none came after it."""
+    runs = p.workspaces.folder(task.task_id) / "runs"
+    places = await asyncio.to_thread(lambda: sorted(runs.glob("*")))
+    for place in places:
+        await p.sandbox.kill(place)
+
+
 async def give_up(p: Parts, task_id: str, error: Exception) -> None:
-    """End a task that the engine cannot bring to its end; called for any such error."""
+    """End a task that the engine cannot bring to its end; called for any such error.
+
+    What its iterations came to is handed over.
+    """
     task = await p.store.get(task_id)
     reason = Reason.BACKEND_UNAVAILABLE
     if isinstance(error, RecoveryLimit):
         reason = Reason.RECOVERY_LIMIT
     cause = error.__cause__ or error
     detail = f"Nestor could not go on with it: {type(cause).__name__}: {cause}"
+    if isinstance(error, OtherVersion):
+        if task.status is TaskStatus.AWAITING_APPROVAL:
+            return  # nothing of it is left to do: the answer begins a further attempt
+        detail = _OTHER_VERSION.format(task_id)
+    branch = None
+    try:
+        branch = await _rescued(p, task)
+    except Unavailable:
+        raise  # asked again
+    except Exception as fault:  # noqa: BLE001 - perhaps what brought it here: it ends all the same
+        detail = f"{detail} The branch was not delivered: {fault}"
     end = End(status=TaskStatus.FAILED, reason=reason, detail=redact(detail))
-    await _end(p, task, end, branch=None, seconds=task.spent.seconds)
+    await _end(p, task, end, branch=branch, seconds=task.spent.seconds)
+
+
+async def _rescued(p: Parts, task: Task) -> str | None:
+    """Deliver what the last recorded iteration left; None: nothing, or it was done."""
+    raw = await p.store.carried(task.task_id)
+    if raw is None or task.status in FINAL_STATUSES:
+        return None
+    carried = msgspec.json.decode(raw, type=Carried)
+    if carried.n == 0 or carried.judged == carried.prepared.base:
+        return None
+    return await p.workspaces.deliver(task.task_id, carried.judged)
 
 
 async def _end(
@@ -185,7 +265,10 @@ async def _end(
         telemetry=[event_of(p, task, events.TASK_COMPLETED, data, task.attempt - 1)],
         live=[("end", data)],
         unless=FINAL_STATUSES,
+        attempt=task.attempt,
     )
+    if stored.attempt != task.attempt:
+        return
     p.relay.nudge()
     metrics.TASKS_ENDED.labels(status=stored.status, reason=str(stored.reason)).inc()
     await count_tasks(p.store)

@@ -52,11 +52,14 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     end: End | None = None
     carried: Carried | None = None
+    over: bool = False
+    """Another attempt has the task by now: this one ends without a change."""
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """Items from the knowledge base; ``degraded`` says what it could not reach."""
 
+    end: End | None = None
     items: list[ContextItem] = []
     degraded: list[str] = []
 
@@ -64,6 +67,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 class Guidance(msgspec.Struct, frozen=True, kw_only=True):
     """Advice of a model. ``error``: why there is none although it was asked for."""
 
+    end: End | None = None
     text: str | None = None
     route: str | None = None
     model: str | None = None

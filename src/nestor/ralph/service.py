@@ -135,13 +135,19 @@ class Ralph:
             # repository.
             inside = None if principal.may(ADMIN) else self._sealing.workspace_roots
             await self._workspaces.inspect(task.spec, inside=inside)
-            task = msgspec.structs.replace(task, spec=followed(task.spec))
+            task = msgspec.structs.replace(
+                task,
+                spec=followed(task.spec),
+                bound_to=None if inside is None else [str(root) for root in inside],
+            )
         task = bound(task, digest, at=self._clock())
         questions = [{"what": q.what, "approval_id": q.id} for q in task.approvals]
         stored, created = await self._store.add(
             task,
             digest=digest,
             enqueue=task.status is TaskStatus.QUEUED,
+            # Else what it waits for would tell of tasks that this key may not see.
+            any_owner=principal.may("read"),
             telemetry=[
                 told_of(self._learning, task, events.APPROVAL_REQUESTED, data)
                 for data in questions
@@ -164,7 +170,7 @@ class Ralph:
         return await seen_by(self._store, task_id, by)
 
     async def waits(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """Say of each queued task why it does not run yet, as far as is known here."""
+        """Say of each task that nobody works on why that is, as far as is known here."""
         working = self._working_since is not None
         return await self._waiting.why(tasks, self._engine, working=working)
 

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 from nestor.errors import NestorError
 from nestor.model.task import Task
-from nestor.ports.task_store import TaskChange
 from nestor.ralph.parts import Parts
 from nestor.telemetry.redact import REDACTED, redact
 
@@ -40,19 +39,25 @@ async def told_live(p: Parts, task: Task, n: int, run_dir: Path) -> AsyncIterato
         with contextlib.suppress(OSError):
             (run_dir / name).unlink()
     tail = Tail(run_dir)
-    telling = asyncio.create_task(_tell(p, task, n, tail))
+    over = asyncio.Event()
+    telling = asyncio.create_task(_tell(p, task, n, tail, over))
     try:
         yield
     finally:
-        telling.cancel()
+        # Not cancelled: what it has read and not told yet would be lost.
+        over.set()
         await asyncio.gather(telling, return_exceptions=True)
     await _tell_once(p, task, n, tail, last=True)
 
 
-async def _tell(p: Parts, task: Task, n: int, tail: "Tail") -> None:
-    while True:
-        await asyncio.sleep(EVERY_S)
-        await _tell_once(p, task, n, tail, last=False)
+async def _tell(
+    p: Parts, task: Task, n: int, tail: "Tail", over: asyncio.Event
+) -> None:
+    while not over.is_set():
+        try:
+            await asyncio.wait_for(over.wait(), EVERY_S)
+        except TimeoutError:
+            await _tell_once(p, task, n, tail, last=False)
 
 
 async def _tell_once(p: Parts, task: Task, n: int, tail: "Tail", *, last: bool) -> None:
@@ -60,8 +65,7 @@ async def _tell_once(p: Parts, task: Task, n: int, tail: "Tail", *, last: bool) 
         return
     # For people only: a database that is away must not end the agent's work.
     with contextlib.suppress(NestorError):
-        live = [("output", {"n": n, **data})]
-        await p.store.change(task.task_id, TaskChange(), live=live)
+        await p.store.tell(task.task_id, "output", {"n": n, **data})
 
 
 class Tail:

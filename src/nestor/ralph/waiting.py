@@ -1,4 +1,4 @@
-"""Why a queued task does not run yet, in words for people. Observed here and now."""
+"""Why nobody works on a task, in words for people. Observed here and now."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from nestor.ralph.queue import DependencyQueue
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a queued task may wait for."""
+    """All that a task may wait for, queued or begun by a process that is gone."""
 
     dependencies: DependencyQueue
     gate: Gate
@@ -22,8 +22,21 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     ) -> dict[str, str]:
         """Return the reason by task id; without one a task is about to start, or unknown."""
         running = await engine.running()
-        queued = [one for one in tasks if one.status is TaskStatus.QUEUED]
-        said = {one.task_id: self._why(one, running, working=working) for one in queued}
+        said = {
+            one.task_id: self._why(one, running, working=working)
+            for one in tasks
+            if one.status is TaskStatus.QUEUED
+        }
+        begun = {
+            one.task_id: one
+            for one in tasks
+            if one.status is TaskStatus.RUNNING and one.task_id not in running
+        }
+        if begun:
+            attempts = {name: one.attempt for name, one in begun.items()}
+            for name in await engine.held_by_nobody(attempts):
+                why = self._why(begun[name], running, working=working)
+                said[name] = f"goes on after the restart{why and ': '}{why}"
         return {name: why for name, why in said.items() if why}
 
     def _why(self, task: Task, running: Sequence[str], *, working: bool) -> str:

@@ -129,7 +129,9 @@ async def _hold(
     if spec.setup:
         environments = Environments(home, workspaces, sandbox)
         async with _one_at_a_time(home / "setup.lock"):
-            setup = await environments.ready(task_id, spec, base=head, tree_id=head)
+            setup = await environments.ready(
+                task_id, spec, base=head, tree_id=head, submitter=""
+            )
     found = await Verifier(workspaces, sandbox).run(
         Subject(
             task_id=task_id,

@@ -12,7 +12,7 @@ from nestor.aidb.service import Aidb
 from nestor.backends.anthropic.client import AnthropicClient
 from nestor.backends.files.call_journal import FileCallJournal
 from nestor.backends.llama_cpp.client import LlamaCppClient
-from nestor.backends.llama_cpp.server import LlamaCppServer
+from nestor.backends.llama_cpp.server import CONTEXT_TOKENS, LlamaCppServer
 from nestor.backends.openai.client import OpenAIClient
 from nestor.backends.openai.resolver import model_session
 from nestor.backends.replay.cassette import (
@@ -167,6 +167,7 @@ def deployments(settings: Settings, tables: Sequence[Deployment]) -> list[Deploy
                 price_input=Decimal(0),
                 price_output=Decimal(0),
                 timeout_s=settings.model_timeout_s,
+                context_window=CONTEXT_TOKENS if settings.starts_llama_cpp else None,
             )
         )
     if settings.remote_model:

@@ -323,12 +323,16 @@ async def _ralph(
     async def needs(task_ids: Sequence[str]) -> list[Need]:
         return await queue.needs(task_ids)
 
+    async def to_end() -> list[Need]:
+        return await queue.to_end()
+
     gate = Gate(
         needs,
         by_name(settings.backends),
         memory=memory.look,
         used=lambda: memory.used_below(os.getpid(), GUARDIAN),
         timer=time.monotonic,
+        to_end=to_end,
     )
     engine = DbosEngine(
         settings.database,
@@ -339,8 +343,8 @@ async def _ralph(
     )
     await engine.prepare()
 
-    def enqueue(connection: object, task_id: str, priority: int) -> None:
-        engine.enqueue_in(connection, task_id, priority=priority)
+    def enqueue(connection: object, task_id: str, priority: int, attempt: int) -> None:
+        engine.enqueue_in(connection, task_id, priority=priority, attempt=attempt)
 
     queue = SqlTaskQueue(database, enqueue)
 

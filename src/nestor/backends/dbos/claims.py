@@ -6,18 +6,25 @@ none of DBOS's limits knows of memory.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from dbos import DBOS
 
+from nestor.backends.dbos.workflow_rows import task_id_of, workflow_id
 from nestor.ports.task_engine import Gate
 
-_PAGE = 500
+_PAGE = 100
 _GATE_S = 30.0
 """How long one poll waits for the gate; then the next one asks again."""
 _REST = 10
 """After a look that let nobody in, the next one comes this many times its length later."""
+SPARE = 4
+"""So many may be ended at once while all workers are busy: DBOS is told of more workers."""
+_ENDING_S = 1.0
+"""While no worker is free: how often those are looked for that only have to end."""
+
+T = TypeVar("T")
 
 
 class Waiting(Protocol):
@@ -47,6 +54,7 @@ class GatedClaims:
         self._loop = asyncio.get_running_loop()
         self._chosen: list[str] = []
         self._not_before_s = 0.0
+        self._ending_not_before_s = 0.0
 
     def take_over(self) -> None:
         """From now on every claim of our queue goes through the gate."""
@@ -65,8 +73,11 @@ class GatedClaims:
             return self._claim(queue, *arguments, **named)
         running = int(arguments[3])  # with those that DBOS has taken a moment ago
         # After ``drain`` the limit is 0, and this poll may have begun before it.
-        room = min(queue._worker_concurrency, self._workers) - running  # noqa: SLF001
-        chosen = self._choose(room)
+        most = min(queue._worker_concurrency, self._workers)  # noqa: SLF001
+        if running < most:
+            chosen = self._choose(most - running)
+        else:
+            chosen = self._ending() if most > 0 else []
         if not chosen:
             return [], None
         self._chosen, claimed = chosen, list[str]()
@@ -75,30 +86,43 @@ class GatedClaims:
             return claimed, why
         finally:
             for name in set(chosen) - set(claimed):
-                self._loop.call_soon_threadsafe(self._gate.left, _task_id(name))
+                self._loop.call_soon_threadsafe(self._gate.left, task_id_of(name))
 
     def _choose(self, room: int) -> list[str]:
         """Ask the gate; never about an empty queue, so an idle one costs a read alone."""
         began = time.monotonic()
-        if room <= 0 or began < self._not_before_s:
+        if began < self._not_before_s:
             return []
         first = self._engine.waiting(0, _PAGE)
         if not first:
             return []
         names: dict[str, str] = {}
-        looking = self._gate.choose(
-            self._pages(first, names), room, self._engine.executing()
+        chosen = self._asked(
+            self._gate.choose(self._pages(first, names), room, self._engine.executing())
         )
-        asking = asyncio.run_coroutine_threadsafe(looking, self._loop)
-        try:
-            chosen = asking.result(_GATE_S)
-        except TimeoutError:
-            asking.cancel()
+        if chosen is None:
             return []
         if not chosen:
             now = time.monotonic()
             self._not_before_s = now + _REST * (now - began)
         return [names[task_id] for task_id in chosen]
+
+    def _ending(self) -> list[str]:
+        now = time.monotonic()
+        if now < self._ending_not_before_s:
+            return []
+        self._ending_not_before_s = now + _ENDING_S
+        found = self._asked(self._gate.ending(self._engine.executing()))
+        return [workflow_id(*one) for one in found or ()]
+
+    def _asked(self, question: Coroutine[Any, Any, T]) -> T | None:
+        """Let the gate's loop answer; None: not in time."""
+        asking = asyncio.run_coroutine_threadsafe(question, self._loop)
+        try:
+            return asking.result(_GATE_S)
+        except TimeoutError:
+            asking.cancel()
+            return None
 
     async def _pages(
         self, page: list[str], names: dict[str, str]
@@ -106,12 +130,8 @@ class GatedClaims:
         start = 0
         while page:
             start += len(page)
-            names.update({_task_id(name): name for name in page})
-            yield [_task_id(name) for name in page]
+            names.update({task_id_of(name): name for name in page})
+            yield [task_id_of(name) for name in page]
             if len(page) < _PAGE:
                 return
             page = await asyncio.to_thread(self._engine.waiting, start, _PAGE)
-
-
-def _task_id(workflow_id: str) -> str:
-    return workflow_id.rpartition(":")[0]

@@ -5,7 +5,7 @@ DBOS is one object a process, reads no file here, opens no port and sends nothin
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -13,14 +13,21 @@ import msgspec
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
-from nestor.backends.dbos.claims import GatedClaims
+from nestor.backends.dbos.claims import SPARE, GatedClaims
 from nestor.backends.dbos.tamed import quiet, read_json_only
+from nestor.backends.dbos.workflow_rows import (
+    WorkflowRows,
+    attempt_of,
+    task_id_of,
+    workflow_id,
+)
 from nestor.backends.sql.database import prepare_sqlite, sync_url, translated
 from nestor.backends.sql.rows import encode
-from nestor.errors import Conflict, Unavailable
+from nestor.errors import Unavailable
 from nestor.ports.task_engine import (
     FailureHook,
     Gate,
+    OtherVersion,
     RecoveryLimit,
     StepFailed,
     Workflow,
@@ -30,9 +37,9 @@ from nestor.telemetry.logs import get_logger
 T = TypeVar("T")
 _log = get_logger("nestor.engine")
 
-LOOP_PROTOCOL = "1"
+LOOP_PROTOCOL = "2"
 """Raise it when recorded steps no longer fit the workflow's code: DBOS replays a
-workflow only under the version that began it."""
+workflow only under the version that began it. What others left is told at the start."""
 MAX_RECOVERIES = 5
 STOP_TIMEOUT_S = 10.0
 """How long ``stop`` waits for steps to clean up after being cancelled."""
@@ -43,11 +50,6 @@ _QUEUE = "nestor-tasks"
 _REPORT_AGAIN_S = 1.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
-_WAITING = frozenset({"ENQUEUED", "DELAYED"})
-_COLUMNS = (
-    *("workflow_uuid", "status", "recovery_attempts", "queue_name", "priority"),
-    *("created_at", "application_version"),
-)
 
 
 class DbosEngine:
@@ -83,10 +85,10 @@ class DbosEngine:
         self._abandoned: set[str] = set()
         self._queue: Any = None
         self._draining = False
-        self._status = sa.table(
-            "workflow_status",
-            *map(sa.column, _COLUMNS),
-            schema=None if self._url.startswith("sqlite") else "dbos",
+        self._rows = WorkflowRows(
+            None if self._url.startswith("sqlite") else "dbos",
+            queue=_QUEUE,
+            version=LOOP_PROTOCOL,
         )
 
     async def prepare(self) -> None:
@@ -112,12 +114,28 @@ class DbosEngine:
         self._draining = False
         self._abandoned.clear()
         try:
-            self._launch(workflow)
+            await self._take_over()
+            await self._launch(workflow)
         except BaseException:
             await self.stop()
             raise
 
-    def _launch(self, workflow: Workflow) -> None:
+    async def _take_over(self) -> None:
+        """Go on with what other versions left, or say that nobody can."""
+
+        def look() -> list[str]:
+            with translated(), self._connected() as connection:
+                return self._rows.take_over(connection, self._executor_id)
+
+        def end(name: str) -> None:
+            with translated(), self._connected() as connection:
+                self._rows.end(connection, name)
+
+        for name in await asyncio.to_thread(look):
+            await self._report(task_id_of(name), OtherVersion(task_id_of(name)))
+            await asyncio.to_thread(end, name)
+
+    async def _launch(self, workflow: Workflow) -> None:
         dbos = self._dbos = DBOS(config=self._config())
 
         async def run_task(task_id: str) -> None:
@@ -130,12 +148,21 @@ class DbosEngine:
         self._queue = dbos._registry._register_internal_queue(  # noqa: SLF001 - dbos is pinned
             _QUEUE, worker_concurrency=0, polling_interval_sec=self._poll_s
         )
+        dbos._background_event_loop.set_main_loop()  # noqa: SLF001 - here steps are to run
+        # Beside the loop: it writes, and who holds the write lock may need the loop to go on.
+        launching = asyncio.create_task(asyncio.to_thread(DBOS.launch))
         with translated():
-            DBOS.launch()
+            try:
+                await asyncio.shield(launching)
+            except asyncio.CancelledError:
+                await asyncio.wait({launching})
+                raise
+        spare = 0
         if self._gate is not None:
             claims = GatedClaims(self._gate, self, dbos, _QUEUE, workers=self._workers)
             claims.take_over()
-        self._take(self._workers)
+            spare = SPARE
+        self._take(self._workers + spare)
 
     def _take(self, most: int) -> None:
         """Let DBOS have that many of our workflows running; 0: it asks for none."""
@@ -144,17 +171,8 @@ class DbosEngine:
 
     def waiting(self, start: int, count: int) -> list[str]:
         """Read a page of the ids of workflows that wait, in the order they are taken."""
-        row, mine = self._status.c, LOOP_PROTOCOL
-        query = (
-            sa.select(row.workflow_uuid)
-            .where(row.queue_name == _QUEUE, row.status == "ENQUEUED")
-            .where(sa.func.coalesce(row.application_version, mine) == mine)
-            .order_by(row.priority.asc(), row.created_at.asc())
-            .limit(count)
-            .offset(start)
-        )
         with self._connected() as connection:
-            return list(connection.scalars(query))
+            return self._rows.waiting(connection, start, count)
 
     def _config(self) -> DBOSConfig:
         return {
@@ -220,23 +238,23 @@ class DbosEngine:
         task_id: str,
         *,
         priority: int,
-        attempt: int | None = None,
+        attempt: int = 1,
     ) -> None:
         """Enqueue inside the caller's own SQL transaction (sync SQLAlchemy connection).
 
-        ``priority`` 0 is first. ``attempt`` None: the next one; nothing when the task
-        waits in the queue already. Raises ``Conflict`` while its workflow is running.
+        ``priority`` 0 is first. ``attempt``: the task's, as its row says. Nothing when
+        that one waits in the queue already; an earlier one that does leaves it. Raises
+        ``Conflict`` while one is running.
         """
         if self._client is None:
             raise RuntimeError("prepare() comes before enqueue_in()")
-        number = attempt or self._next_attempt(connection, task_id)
-        if number is not None:
+        if self._rows.make_room(connection, task_id, attempt):
             self._client.enqueue_in_transaction(
                 connection,
                 {
                     "workflow_name": _WORKFLOW,
                     "queue_name": _QUEUE,
-                    "workflow_id": _workflow_id(task_id, number),
+                    "workflow_id": workflow_id(task_id, attempt),
                     "priority": priority + 1,
                 },
                 task_id,
@@ -246,51 +264,49 @@ class DbosEngine:
         """Return the ids of the tasks that this process is executing now."""
         return self.executing()
 
+    async def held_by_nobody(self, attempts: Mapping[str, int]) -> set[str]:
+        """Return those of these tasks (with their attempt) whose workflow is in the queue."""
+        if self._engine is None:  # stopped: nobody knows
+            return set()
+
+        def look() -> set[str]:
+            names = [workflow_id(*one) for one in attempts.items()]
+            with translated(), self._connected() as connection:
+                return self._rows.enqueued(connection, names)
+
+        return {task_id_of(name) for name in await asyncio.to_thread(look)}
+
     def executing(self) -> list[str]:
         """Return the same, from any thread."""
         return list(self._running)
 
-    def _next_attempt(self, connection: sa.Connection, task_id: str) -> int | None:
-        number = 1
-        while status := self._read(connection, "status", _workflow_id(task_id, number)):
-            if status in _WAITING:
-                return None
-            if status == "PENDING":
-                raise Conflict(
-                    f"task {task_id} is still running; try again when it ended"
-                )
-            number += 1
-        return number
-
     async def _run(self, workflow: Workflow, task_id: str) -> None:
-        workflow_id = DBOS.workflow_id
+        name = DBOS.workflow_id
         task = asyncio.current_task()
-        if workflow_id is None or task is None:
+        if name is None or task is None:
             raise RuntimeError("not in a workflow")
         self._running[task_id] = task
         try:
-            await self._attempt(workflow, workflow_id, task_id)
+            await self._attempt(workflow, name, task_id)
         except asyncio.CancelledError:
-            self._abandoned.add(workflow_id)
+            self._abandoned.add(name)
             raise
         finally:
             del self._running[task_id]
             if self._gate is not None:
                 self._gate.left(task_id)
 
-    async def _attempt(
-        self, workflow: Workflow, workflow_id: str, task_id: str
-    ) -> None:
+    async def _attempt(self, workflow: Workflow, name: str, task_id: str) -> None:
         try:
-            await self._begin(workflow_id)
-            await workflow(task_id, _DbosSteps(self._stop_here))
+            await self._begin(name)
+            await workflow(task_id, _DbosSteps(attempt_of(name), self._stop_here))
         except Exception as error:  # the edge between the engine and any workflow
             await self._report(task_id, error)
             raise
 
-    async def _begin(self, workflow_id: str) -> None:
+    async def _begin(self, name: str) -> None:
         await self._stop_here()  # taken from the queue after drain() looked around
-        begun = await asyncio.to_thread(self._begun, workflow_id)
+        begun = await asyncio.to_thread(self._begun, name)
         if begun > MAX_RECOVERIES + 1:
             raise RecoveryLimit(f"begun {begun} times without coming to an end")
 
@@ -306,28 +322,14 @@ class DbosEngine:
             except Unavailable:
                 await asyncio.sleep(_REPORT_AGAIN_S)
 
-    def _begun(self, workflow_id: str) -> int:
-        """Read how often the workflow was taken from the queue; written before it runs."""
+    def _begun(self, name: str) -> int:
         with self._connected() as connection:
-            return int(self._read(connection, "recovery_attempts", workflow_id) or 0)
+            return self._rows.begun(connection, name)
 
-    def _uncount(self, workflow_ids: list[str]) -> None:
-        if not workflow_ids:
-            return
-        status = self._status
-        with translated(), self._connected() as connection:
-            connection.execute(
-                sa.update(status)
-                .where(status.c.workflow_uuid.in_(workflow_ids))
-                .where(status.c.status == "PENDING")
-                .values(recovery_attempts=status.c.recovery_attempts - 1)
-            )
-
-    def _read(self, connection: sa.Connection, column: str, workflow_id: str) -> Any:
-        status = self._status
-        return connection.scalar(
-            sa.select(status.c[column]).where(status.c.workflow_uuid == workflow_id)
-        )
+    def _uncount(self, names: list[str]) -> None:
+        if names:
+            with translated(), self._connected() as connection:
+                self._rows.uncount(connection, names)
 
     def _connected(self) -> Any:
         if self._engine is None:
@@ -360,7 +362,8 @@ class _DbosSteps:
     A dependency that does not answer is no result: the action runs again until it does.
     """
 
-    def __init__(self, boundary: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, attempt: int, boundary: Callable[[], Awaitable[None]]) -> None:
+        self.attempt = attempt
         self._boundary = boundary
 
     async def run(
@@ -394,7 +397,3 @@ async def _until_available(name: str, action: Callable[[], Awaitable[T]]) -> T:
             _log.warning("step_waits", step=name, error=str(error), pause_s=pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-def _workflow_id(task_id: str, attempt: int) -> str:
-    return f"{task_id}:{attempt}"  # a task id has no colon

@@ -17,7 +17,7 @@ from nestor.backends.sql.database import (
 )
 from nestor.errors import Misconfigured
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision in ``migrations``."""
 
 _SCRIPTS = Path(__file__).parent / "migrations"

@@ -72,9 +72,25 @@ task_dependency = Table(
     metadata,
     Column("task_id", ForeignKey("task.task_id"), primary_key=True),
     Column("needs", String(64), primary_key=True),
+    Column("any_owner", Integer, nullable=False, server_default="1"),
     Index("ix_task_dependency_needs", "needs"),
 )
-"""``needs`` may be a task that is still to be submitted."""
+"""``needs`` may be a task that is still to be submitted. ``any_owner`` 0: only one that the
+same key submitted counts; another's is as if nobody had submitted it."""
+
+task_place = Table(
+    "task_place",
+    metadata,
+    Column("task_id", ForeignKey("task.task_id", ondelete="CASCADE"), primary_key=True),
+    Column("submitted_by", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("memory_bytes", BigInteger),
+    Column("attempt", Integer, nullable=False),
+    Column("waits", Integer, nullable=False),
+    Column("ends", Integer, nullable=False),
+)
+"""What the queue looks at of a task, again and again: beside its row, which may be megabytes.
+``waits``: 1 while it waits for other tasks; ``ends``: 1 once its end was asked for."""
 
 audit_log = Table(
     "audit_log",

@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql import schema, task_rows
@@ -16,31 +27,13 @@ from nestor.model.dependency import Unmet, circle_text, waiting_text
 from nestor.model.task import Task, TaskStatus
 from nestor.ports.task_queue import EndedBy, Need
 
-Enqueue = Callable[[Connection, str, int], None]
-"""``enqueue(connection, task_id, priority)`` inside the caller's transaction."""
+Enqueue = Callable[[Connection, str, int, int], None]
+"""``enqueue(connection, task_id, priority, attempt)`` inside the caller's transaction."""
 
 PRIORITIES = ("P0", "P1", "P2", "P3")
 _GRAPH_LOCK = 0x6E6573746F72_06
 """Who adds dependencies holds it, so that two at once cannot close a circle together."""
-_WAITS = '%"waits_for":["%'
-"""A task's body that names what it waits for. In a text within it the quotes are escaped;
-only a free-form ``context`` could look alike, and whoever is found is read whole."""
 _BATCH = 500
-
-
-class _Needing(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a ``Task`` that admission looks at; the rest is not decoded."""
-
-    class Spec(msgspec.Struct, frozen=True, kw_only=True):
-        class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
-            memory_bytes: int | None = None
-
-        sandbox: Sandbox = Sandbox()
-
-    task_id: str
-    status: TaskStatus
-    backend: str
-    spec: Spec = Spec()
 
 
 class SqlTaskQueue:
@@ -64,18 +57,12 @@ class SqlTaskQueue:
 
     async def waiting(self) -> dict[str, list[Unmet]]:
         """Return every queued task that waits for others, and for which."""
-        needed = schema.task.alias("needed")
-        edge = schema.task_dependency
+        edge, mine = schema.task_dependency.c, schema.task_place.alias("mine")
         query = (
-            select(edge.c.task_id, edge.c.needs, needed.c.status)
-            .select_from(edge)
-            .join(schema.task, schema.task.c.task_id == edge.c.task_id)
-            .outerjoin(needed, needed.c.task_id == edge.c.needs)
-            .where(
-                schema.task.c.status == TaskStatus.QUEUED.value,
-                schema.task.c.body.like(_WAITS),
-            )
-            .order_by(edge.c.task_id, edge.c.needs)
+            _edges(mine)
+            .join(schema.task, schema.task.c.task_id == edge.task_id)
+            .where(schema.task.c.status == TaskStatus.QUEUED.value, mine.c.waits == 1)
+            .order_by(edge.task_id, edge.needs)
         )
         found: dict[str, list[Unmet]] = {}
         async with self._database.read() as connection:
@@ -107,7 +94,9 @@ class SqlTaskQueue:
             await task_rows.write_live(connection, task_id, live, at=self._now())
             if not unmet:
                 priority = PRIORITIES.index(after.priority)
-                await connection.run_sync(self._enqueue, task_id, priority)
+                await connection.run_sync(
+                    self._enqueue, task_id, priority, after.attempt
+                )
         return after
 
     async def position(self, task: Task) -> int:
@@ -115,54 +104,66 @@ class SqlTaskQueue:
         if task.status is not TaskStatus.QUEUED or task.waits_for:
             return 0
         row = schema.task.c
-        query = select(func.count()).where(
-            row.status == TaskStatus.QUEUED.value,
-            or_(
-                row.priority < task.priority,
-                (row.priority == task.priority)
-                & (row.created_at < time_text(task.created_at)),
-            ),
-            row.task_id != task.task_id,
-            row.body.not_like(_WAITS),
+        place = schema.task_place.c
+        query = (
+            select(func.count())
+            .join_from(schema.task, schema.task_place, place.task_id == row.task_id)
+            .where(
+                row.status == TaskStatus.QUEUED.value,
+                or_(
+                    row.priority < task.priority,
+                    (row.priority == task.priority)
+                    & (row.created_at < time_text(task.created_at)),
+                ),
+                row.task_id != task.task_id,
+                place.waits == 0,
+            )
         )
         async with self._database.read() as connection:
             return 1 + int(await connection.scalar(query) or 0)
 
     async def needs(self, task_ids: Sequence[str]) -> list[Need]:
         """Read what these tasks ask for, in the order given."""
-        row, found = schema.task.c, dict[str, Need]()
+        found: dict[str, Need] = {}
         async with self._database.read() as connection:
             for start in range(0, len(task_ids), _BATCH):
                 some = task_ids[start : start + _BATCH]
-                bodies = await connection.execute(
-                    select(row.body).where(row.task_id.in_(some))
+                rows = await connection.execute(
+                    _needs().where(schema.task.c.task_id.in_(some))
                 )
-                for body in bodies.scalars():
-                    one = msgspec.json.decode(body, type=_Needing)
-                    found[one.task_id] = Need(
-                        task_id=one.task_id,
-                        status=one.status,
-                        backend=one.backend,
-                        memory_bytes=one.spec.sandbox.memory_bytes,
-                    )
+                found |= {row.task_id: _need(row) for row in rows}
         return [found[name] for name in task_ids if name in found]
 
+    async def to_end(self) -> list[Need]:
+        """Read the running tasks whose end was asked for."""
+        query = _needs().where(
+            schema.task.c.status == TaskStatus.RUNNING.value,
+            schema.task_place.c.ends == 1,
+        )
+        async with self._database.read() as connection:
+            return [_need(row) for row in await connection.execute(query)]
 
-async def record(database: Database, connection: AsyncConnection, task: Task) -> None:
+
+async def record(
+    database: Database, connection: AsyncConnection, task: Task, *, any_owner: bool
+) -> None:
     """Store what a new task needs, in the transaction that adds it.
 
-    Raises ``InvalidInput`` that spells out the circle which it would close.
+    ``any_owner`` False: tasks of another key are not there for it. Raises ``InvalidInput`` that spells out the circle which it would close.
     """
     needs = list(dict.fromkeys(task.spec.dependencies))
     if not needs:
         return
     await database.serialise(connection, _GRAPH_LOCK)
-    if circle := await _circle(connection, task.task_id, needs):
-        raise InvalidInput.at("dependencies", circle_text(circle))
     await connection.execute(
         schema.task_dependency.insert(),
-        [{"task_id": task.task_id, "needs": name} for name in needs],
+        [
+            {"task_id": task.task_id, "needs": name, "any_owner": int(any_owner)}
+            for name in needs
+        ],
     )
+    if circle := await _circle(connection, task.task_id):
+        raise InvalidInput.at("dependencies", circle_text(circle))
 
 
 async def ready(connection: AsyncConnection, one: Task) -> Task:
@@ -182,42 +183,80 @@ def noted(one: Task, unmet: Sequence[Unmet]) -> Task:
 
 
 async def _unmet(connection: AsyncConnection, task: Task) -> list[Unmet]:
-    needs = list(dict.fromkeys(task.spec.dependencies))
-    statuses: dict[str, str] = {}
-    for start in range(0, len(needs), _BATCH):
-        rows = await connection.execute(
-            select(schema.task.c.task_id, schema.task.c.status).where(
-                schema.task.c.task_id.in_(needs[start : start + _BATCH])
-            )
-        )
-        statuses |= {row.task_id: row.status for row in rows}
+    edge, mine = schema.task_dependency.c, schema.task_place.alias("mine")
+    rows = await connection.execute(_edges(mine).where(edge.task_id == task.task_id))
+    statuses = {row.needs: row.status for row in rows}
+    needs = dict.fromkeys(task.spec.dependencies)
     found = [_one(name, statuses.get(name)) for name in needs]
     return [one for one in found if one.status is not TaskStatus.VERIFIED]
 
 
-async def _circle(
-    connection: AsyncConnection, task_id: str, needs: Sequence[str]
-) -> list[str]:
-    """Find the way from what a new task needs back to itself; [] when there is none."""
+def _edges(mine: FromClause) -> Select[tuple[str, str, str | None]]:
+    """Read who needs what, and how that stands; ``status`` None: not there, or not for it."""
+    edge, theirs = schema.task_dependency.c, schema.task_place.alias("theirs")
+    needed = schema.task.alias("needed")
+    return (
+        select(edge.task_id, edge.needs, needed.c.status)
+        .select_from(schema.task_dependency)
+        .join(mine, mine.c.task_id == edge.task_id)
+        .outerjoin(
+            theirs,
+            and_(theirs.c.task_id == edge.needs, _counts(mine, theirs)),
+        )
+        .outerjoin(needed, needed.c.task_id == theirs.c.task_id)
+    )
+
+
+def _counts(mine: FromClause, theirs: FromClause) -> ColumnElement[bool]:
+    """Tell whether what a task needs is there for it at all."""
+    own = theirs.c.submitted_by == mine.c.submitted_by
+    return or_(schema.task_dependency.c.any_owner == 1, own)
+
+
+def _needs() -> Select[Any]:
+    row, place = schema.task.c, schema.task_place.c
+    return select(
+        *(row.task_id, row.status, place.backend, place.memory_bytes),
+        *(place.attempt, place.ends),
+    ).join_from(schema.task, schema.task_place, place.task_id == row.task_id)
+
+
+def _need(row: Row[Any]) -> Need:
+    return Need(
+        task_id=row.task_id,
+        status=TaskStatus(row.status),
+        backend=row.backend,
+        memory_bytes=row.memory_bytes,
+        attempt=row.attempt,
+        cancel_requested=bool(row.ends),
+    )
+
+
+async def _circle(connection: AsyncConnection, task_id: str) -> list[str]:
+    """Find the way from a new task back to itself; [] when there is none.
+
+    Over what is there for whoever needs it: the others wait in vain, circle or none.
+    """
     edge = schema.task_dependency.c
     known = await connection.scalar(
         select(edge.needs).where(edge.needs == task_id).limit(1)
     )
     if known is None:  # nobody needs it: the usual case
         return []
-    reached = (
+    mine, theirs = (schema.task_place.alias(name) for name in ("mine", "theirs"))
+    edges = (
         select(edge.task_id, edge.needs)
-        .where(edge.task_id.in_(list(needs)))
-        .cte("reached", recursive=True)
+        .join_from(schema.task_dependency, mine, mine.c.task_id == edge.task_id)
+        .join(theirs, theirs.c.task_id == edge.needs)
+        .where(_counts(mine, theirs))
     )
-    reached = reached.union(
-        select(edge.task_id, edge.needs).where(edge.task_id == reached.c.needs)
-    )
+    reached = edges.where(edge.task_id == task_id).cte("reached", recursive=True)
+    reached = reached.union(edges.where(edge.task_id == reached.c.needs))
     rows = await connection.execute(select(reached.c.task_id, reached.c.needs))
     after: dict[str, list[str]] = {}
     for row in rows:
         after.setdefault(row.task_id, []).append(row.needs)
-    return _way(task_id, needs, after)
+    return _way(task_id, after.pop(task_id, []), after)
 
 
 def _way(task_id: str, needs: Sequence[str], after: dict[str, list[str]]) -> list[str]:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nestor.backends.sql import schema
@@ -33,6 +33,12 @@ async def write(connection: AsyncConnection, before: Task, after: Task) -> None:
             update(schema.task)
             .where(schema.task.c.task_id == before.task_id)
             .values(**columns(after))
+        )
+    if (now := place(after)) != place(before):
+        await connection.execute(
+            update(schema.task_place)
+            .where(schema.task_place.c.task_id == before.task_id)
+            .values(**now)
         )
 
 
@@ -68,6 +74,45 @@ async def write_live(
     )
 
 
+async def lock(connection: AsyncConnection, task_id: str) -> None:
+    """Hold a task's row until the transaction ends, if there is one."""
+    await connection.execute(
+        select(schema.task.c.task_id)
+        .where(schema.task.c.task_id == task_id)
+        .with_for_update()
+    )
+
+
+async def append_live(
+    connection: AsyncConnection,
+    task_id: str,
+    kind: str,
+    data: dict[str, Any],
+    *,
+    at: datetime,
+) -> None:
+    """Append one live event, in one statement. The row is locked. Raises ``NotFound``."""
+    last = (
+        select(func.max(schema.task_event.c.id))
+        .where(schema.task_event.c.task_id == task_id)
+        .scalar_subquery()
+    )
+    row = select(
+        schema.task.c.task_id,
+        func.coalesce(last, 0) + 1,
+        literal(kind),
+        literal(time_text(at)),
+        literal(encode(data)),
+    ).where(schema.task.c.task_id == task_id)
+    done = await connection.execute(
+        schema.task_event.insert()
+        .from_select(["task_id", "id", "kind", "at", "data"], row)
+        .returning(schema.task_event.c.id)
+    )
+    if done.first() is None:
+        raise NotFound.at("task_id", f"there is no task {task_id}")
+
+
 def decode(body: str) -> Task:
     """Read a task as it is stored."""
     return msgspec.json.decode(body, type=Task)
@@ -82,6 +127,19 @@ def columns(one: Task) -> dict[str, Any]:
         "phase": one.phase,
         "created_at": time_text(one.created_at),
         "body": encode(one),
+    }
+
+
+def place(one: Task) -> dict[str, Any]:
+    """Return what the queue looks at of a task, as the columns of its second row."""
+    return {
+        "task_id": one.task_id,
+        "submitted_by": one.submitted_by,
+        "backend": one.backend,
+        "memory_bytes": one.spec.sandbox.memory_bytes,
+        "attempt": one.attempt,
+        "waits": int(bool(one.waits_for)),
+        "ends": int(one.cancel_requested),
     }
 
 

@@ -75,6 +75,7 @@ class SqlTaskStore:
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         audit: Sequence[AuditNote] = (),
         carried: str | None = None,
+        any_owner: bool = True,
     ) -> tuple[Task, bool]:
         """Store a task, its first events and its place in the queue: all or nothing.
 
@@ -100,7 +101,12 @@ class SqlTaskStore:
                         f"task_id: {task.task_id} was submitted before with another body"
                     )
                 return task_rows.decode(row.body), False
-            await task_queue.record(self._database, connection, task)
+            await connection.execute(
+                schema.task_place.insert().values(**task_rows.place(task))
+            )
+            await task_queue.record(
+                self._database, connection, task, any_owner=any_owner
+            )
             await queue(self._database, connection, telemetry)
             await task_rows.write_live(connection, task.task_id, live, at=self._now())
             await self._write_carried(connection, task.task_id, carried)
@@ -171,6 +177,7 @@ class SqlTaskStore:
         live: Sequence[tuple[str, dict[str, Any]]] = (),
         unless: frozenset[TaskStatus] = frozenset(),
         seen: Sequence[Approval] | None = None,
+        attempt: int | None = None,
         enqueue: bool = False,
         audit: Sequence[AuditNote] = (),
         carried: str | None = None,
@@ -181,6 +188,8 @@ class SqlTaskStore:
             if before.status in unless:
                 return before
             if seen is not None and before.approvals != list(seen):
+                return before
+            if attempt is not None and before.attempt != attempt:
                 return before
             after = task_rows.changed(before, change)
             await task_rows.write(connection, before, after)
@@ -195,6 +204,13 @@ class SqlTaskStore:
         if after.status in FINAL_STATUSES and before.status not in FINAL_STATUSES:
             self._ended()
         return after
+
+    async def tell(self, task_id: str, kind: str, data: dict[str, Any]) -> None:
+        """Append one live event. Raises ``NotFound``."""
+        async with self._database.write() as connection:
+            if not self._database.is_sqlite:  # which has one writer anyway
+                await task_rows.lock(connection, task_id)
+            await task_rows.append_live(connection, task_id, kind, data, at=self._now())
 
     async def carried(self, task_id: str) -> str | None:
         """Read what the last iteration left for the next attempt; None: nothing."""
@@ -275,7 +291,7 @@ class SqlTaskStore:
         await task_rows.write(connection, one, after)
         if not after.waits_for:
             priority = task_queue.PRIORITIES.index(one.priority)
-            await connection.run_sync(self._enqueue, one.task_id, priority)
+            await connection.run_sync(self._enqueue, one.task_id, priority, one.attempt)
         return after
 
     async def _write_iteration(
