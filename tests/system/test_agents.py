@@ -36,7 +36,15 @@ from tests.system.workbench import (
 )
 
 from nestor.backends.agents import backends
-from nestor.model.task import Iteration, Outcome, Reason, Task, TaskSpec, TaskStatus
+from nestor.model.task import (
+    Iteration,
+    Outcome,
+    Reason,
+    SandboxSpec,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
 from nestor.ports.agent import AgentBackend, AgentCommand, Brief
 from nestor.settings import Settings
 
@@ -50,8 +58,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``make test`` runs every agent with some faults, ``make prove`` with all."""
     if "fault" in metafunc.fixturenames:
         whole = bool(metafunc.config.getoption("--prove"))
-        cases = [(a, f) for a in AGENTS for f in FAULTS] if whole else list(SAMPLE)
+        cases = [(a, f) for a in AGENTS for f in FAULTS if _can(a, f)]
+        cases = cases if whole else list(SAMPLE)
         metafunc.parametrize(("agent", "fault"), cases)
+
+
+ASKS_THE_INTERNET = {"opencode"}
+"""At its own start, whatever is set: it installs a package beside its configuration."""
 
 
 def spec_of(agent: str, repo: Path, **fields: object) -> TaskSpec:
@@ -87,6 +100,9 @@ async def test_a_blocked_exit_leads_to_a_verified_second_iteration(
         "diff --git a/calc.py b/calc.py"
     ]
     assert git(repo, "show", "nestor/t:calc.py") == FIXED
+    # Nothing of its own start becomes a question to a person.
+    if agent not in ASKS_THE_INTERNET:
+        assert (first.refused, second.refused, done.approvals) == ([], [], [])
     # The Coordinator counted, and told the task's key from all others.
     billed = model.billed
     assert first.usage.total + second.usage.total == billed.total > 0
@@ -120,12 +136,17 @@ QUICK_S = 20.0
 """A limit for agents that ask a broken server again for minutes."""
 HANGS_S = 8.0
 ASKS_AGAIN_AND_AGAIN = {"aider", "continue", "opencode"}
-FAULTS = ("401", "upstream_401", "500", "timeout", "wrong_flag", "killed", "mischief")
+DISK_BYTES = 256 << 20
+FAULTS = (
+    *("401", "upstream_401", "500", "timeout", "wrong_flag", "killed"),
+    *("mischief", "full_disk"),
+)
 SAMPLE = (
     ("aider", "401"),
     ("claude", "mischief"),
     ("claude", "upstream_401"),
     ("codex", "500"),
+    ("codex", "full_disk"),
     ("continue", "killed"),
     ("mini", "wrong_flag"),
     ("opencode", "401"),
@@ -151,7 +172,8 @@ async def test_a_fault_ends_in_its_class_and_leaves_nothing(
         agent=WrongFlag(backend) if fault == "wrong_flag" else None,
         **settings,
     ) as (nestor, model):
-        spec = spec_of(agent, repo, max_iterations=1)
+        limits = SandboxSpec(disk_bytes=DISK_BYTES if fault == "full_disk" else None)
+        spec = spec_of(agent, repo, max_iterations=1, sandbox=limits)
         await nestor.ralph.submit(spec, ADMIN)
         if fault == "401":
             await _asked(model)
@@ -171,6 +193,11 @@ async def test_a_fault_ends_in_its_class_and_leaves_nothing(
     _told(done, iteration, fault)
     _unharmed(repo)
     _gone(agent)
+
+
+def _can(agent: str, fault: str) -> bool:
+    """Without a shell an agent writes no more than the model says."""
+    return fault != "full_disk" or agent not in WITHOUT_A_SHELL
 
 
 def _script(  # noqa: PLR0911 - one for each fault
@@ -193,6 +220,9 @@ def _script(  # noqa: PLR0911 - one for each fault
             return [talks(agent)], Outcome.USAGE_ERROR
         case "killed":
             return [talks(agent, delay_s=30.0)], Outcome.AGENT_ERROR
+        case "full_disk":
+            fills = "head -c 20G /dev/zero > zeros; sleep 100"
+            return [runs(agent, fills, times=1), talks(agent)], Outcome.AGENT_ERROR
         case _:
             return [_mischief(agent), talks(agent)], Outcome.CHANGED
 
@@ -247,6 +277,9 @@ def _told(done: Task, iteration: Iteration, fault: str) -> None:
     assert done.reason is Reason.MAX_ITERATIONS
     if fault == "timeout":
         assert iteration.exit_code is None
+    if fault == "full_disk":
+        limit = "killed: it used more than its disk limit of 256 MiB"
+        assert limit in iteration.refused
     if fault == "mischief":
         assert iteration.protected_restored == ["test_calc.py"]
         assert iteration.blocked_reason == "failing: tests"

@@ -204,7 +204,8 @@ async def test_what_people_grant_holds_and_what_the_sandbox_refuses_is_asked_for
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "data").write_text("granted\n")
-    look = f"cat {shared}/data >> got; curl -sS -m 5 https://pypi.example/ ; true"
+    fetch = "for one in http://plain.example/ https://pypi.example/; do curl -sS -m 5 $one; done"
+    look = f"cat {shared}/data >> got; {fetch}; true"
     values = Settings(home=tmp_path / "home", approval_wait_s=0.0)
     async with running(values, coordinator_url=NOBODY) as nestor:
         given = task(repo, look, task_id="grants", test_command="grep -q never got")
@@ -229,6 +230,9 @@ async def test_what_people_grant_holds_and_what_the_sandbox_refuses_is_asked_for
     assert asked.iteration == 1
     for iteration in (first, second):
         assert "host pypi.example:443" in iteration.refused
+        # Nobody is asked for what a yes cannot open.
+        plain = "plain http to plain.example:80: only https:// can be granted"
+        assert plain in iteration.refused
         # A person's yes opens no place that no task may see.
         assert any("api-key" in why for why in iteration.refused), iteration.refused
 
@@ -262,8 +266,7 @@ async def test_time_that_a_person_took_is_not_counted_as_work(tmp_path: Path) ->
         asking = Asking(nestor.ralph._loop._parts, made.task, 1)
         assert (await asking(Ask(kind="command", subject=MEND))).approved is None
         ran = SandboxResult(exit_code=1, output="", duration_s=61.0, sandboxed=True)
-        counted = acting._agent_run(
-            BuiltinAgent(), ran, made.task, refused=[], asking=asking
-        )
+        said = BuiltinAgent().read(ran)
+        counted = acting._agent_run(said, ran, made.task, refused=[], asking=asking)
     assert 1.0 <= asking.waited_s < 30
     assert counted.duration_s == pytest.approx(61.0 - asking.waited_s)

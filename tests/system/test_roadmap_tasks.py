@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 from tests.system.child import Child, until_ended
 from tests.system.workbench import ADMIN, NOBODY
 
+from nestor.cli.client import Stack
 from nestor.model.task import TaskSpec, TaskStatus
 from nestor.settings import Settings
 from nestor.wiring import running
@@ -27,10 +28,23 @@ IDS = [
     *("P6-OPS-001", "P6-OPS-002", "P7-TEST-001"),
 ]
 WHOLE = ("name", "description", "backend", "files", "steps", "completion_criteria")
-LOOP = """
-for f in tasks/*.json; do
-  curl -sS -X POST "http://localhost:$PORT/tasks" -H "X-API-Key: $KEY" -d @"$f" -w '\\n'
+URGENT = """
+for task_id in P1-SEC-{001..003} P2-REL-{001..004} P3-RES-{001..002}; do
+  curl -sS -w '\\n' -X POST http://localhost:$PORT/submit \\
+    -H "Content-Type: application/json" \\
+    -H "X-API-Key: $KEY" \\
+    -d @tasks/${task_id}.json
 done
+"""
+"""The plan's own loop, with one header more, and a line end after each reply."""
+OTHERS = """
+for f in tasks/P[4-7]*.json; do
+  curl -sS -w '\\n' -X POST http://localhost:$PORT/tasks -H "X-API-Key: $KEY" -d @"$f"
+done
+"""
+HOLLOW = """
+mkdir -p ai-stack/tests
+for n in 1 2 3 4 5; do printf "def test_$n():\\n    assert len('abc') == 3\\n"; done > ai-stack/tests/test_it.py
 """
 
 
@@ -83,7 +97,19 @@ def with_work(folder: Path) -> None:
         script = (WORK / f"{path.stem}.sh").read_text()
         task = json.loads(path.read_bytes())
         task |= {"backend": "command", "command": ["/bin/sh", "-c", script]}
+        if path.stem == "P7-TEST-001":
+            task["workspace"] = {"repo": str(with_parts(folder))}
         (folder / "tasks" / path.name).write_text(json.dumps(task))
+
+
+def with_parts(folder: Path) -> Path:
+    """Make the repository whose parts are tested: the other tasks begin with nothing."""
+    repo = folder / "stack"
+    repo.mkdir()
+    shell(repo, (WORK / "parts.sh").read_text())
+    who = "-c user.name=me -c user.email=me@localhost"
+    shell(repo, f"git init -q; git add .; git {who} commit -q -m parts")
+    return repo
 
 
 @pytest.fixture
@@ -103,7 +129,8 @@ def test_the_loop_submits_them_and_each_is_verified_after_what_it_depends_on(
         "PORT": str(child.port("ralph")),
     }
     with_work(tmp_path)
-    told = [json.loads(line) for line in shell(tmp_path, LOOP, **env).splitlines()]
+    said = shell(tmp_path, URGENT, **env) + shell(tmp_path, OTHERS, **env)
+    told = [json.loads(line) for line in said.splitlines()]
     assert [one.get("task_id") for one in told] == IDS, told
     assert {one["status"] for one in told} <= {"queued", "running", "verified"}, told
 
@@ -123,11 +150,27 @@ def test_the_loop_submits_them_and_each_is_verified_after_what_it_depends_on(
         for before in spec(path).dependencies:
             assert datetime.fromisoformat(ended[before]["ended_at"]) <= began, before
 
-    results = json.loads(shell(tmp_path, f'{get}/results?phase=1" | jq .', **env))
+    header = '-H "X-API-Key: $KEY"'
+    get = f"curl -sS {header} http://localhost:$PORT/results?phase=1 | jq ."
+    results = json.loads(shell(tmp_path, get, **env))
     assert_results(results["results"])
     log = child.home / "telemetry" / "unified-events.jsonl"
     types = shell(tmp_path, f"jq -r .event_type {log}").split()
     assert types.count("task_started") == types.count("task_completed") == len(IDS)
+    _tests_that_test_nothing_prove_nothing(stack, tmp_path)
+
+
+def _tests_that_test_nothing_prove_nothing(stack: Stack, folder: Path) -> None:
+    hollow = json.loads((folder / "tasks" / "P7-TEST-001.json").read_bytes())
+    hollow |= {"task_id": "hollow", "dependencies": [], "max_iterations": 1}
+    hollow |= {"command": ["/bin/sh", "-c", HOLLOW]}
+    stack.call("ralph", "POST", "/tasks", body=hollow)
+    ended = until_ended(stack, "hollow", within_s=120)
+    assert (ended["status"], ended["success"]) == ("exhausted", False), ended
+    (iteration,) = stack.call("ralph", "GET", "/tasks/hollow/iterations")["iterations"]
+    untested = iteration["verdicts"][-1]
+    assert not untested["passed"]
+    assert "broken, and no test fails" in untested["output_tail"], untested
 
 
 def assert_results(results: list[dict[str, Any]]) -> None:

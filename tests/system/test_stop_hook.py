@@ -106,8 +106,10 @@ def test_a_session_is_held_so_often_and_no_more(repo: Path, tmp_path: Path) -> N
 
 
 def test_what_is_committed_says_what_is_checked(repo: Path, tmp_path: Path) -> None:
-    # A project without checks holds nobody.
-    assert said(hook(tmp_path, told=asked(repo))) == {}
+    # A project without checks holds nobody, and the person is told.
+    bare = said(hook(tmp_path, told=asked(repo)))
+    assert list(bare) == ["systemMessage"]
+    assert "not checked: no checks are given" in bare["systemMessage"]
     task = repo / ".nestor" / "task.json"
     task.parent.mkdir()
     task.write_text(json.dumps({"checks": [{"name": "tests", "run": CHECK}]}))
@@ -169,6 +171,47 @@ def test_a_mistake_is_never_exit_2_which_would_hold_the_session(
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr
+
+
+def test_another_hook_than_stop_is_answered_with_nothing(
+    repo: Path, tmp_path: Path
+) -> None:
+    other = asked(repo) | {"hook_event_name": "PreToolUse"}
+    done = hook(tmp_path, "--check", CHECK, told=other)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "called as PreToolUse" in done.stderr
+
+
+def test_a_hook_that_would_check_nothing_is_not_installed(
+    repo: Path, tmp_path: Path
+) -> None:
+    def install(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nestor.cli", "hook", "install", *options],
+            cwd=repo,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    settings = repo / ".claude" / "settings.json"
+    assert install("--check", CHECK).returncode == 0
+    working = settings.read_text()
+    for options, why in (
+        ([], "no checks are given"),
+        (["--setup", "true"], "no checks are given"),
+        (["--task", "nosuch.yaml"], "nosuch.yaml does not exist"),
+    ):
+        done = install(*options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert why in done.stderr
+        assert settings.read_text() == working
+    task = repo / ".nestor" / "task.json"
+    task.parent.mkdir()
+    task.write_text(json.dumps({"checks": [{"name": "tests", "run": CHECK}]}))
+    assert install().returncode == 0
+    assert "--check" not in settings.read_text()
 
 
 @pytest.mark.heavy

@@ -1,18 +1,27 @@
 """The task service on real parts: approval, isolation, and what it tells of all tasks."""
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 from tests.servers.sqlite_lock import locked
-from tests.system.workbench import ADMIN, stack, task
+from tests.system.workbench import ADMIN, FIXED, ended, git, repository, stack, task
 
+from nestor.backends.agents import backends
+from nestor.backends.agents.command import CommandAgent
+from nestor.backends.git.workspaces import GitWorkspaces
 from nestor.errors import Conflict, Forbidden, NotFound
 from nestor.model.access import Principal
 from nestor.model.health import HealthStatus
 from nestor.model.task import Reason, TaskStatus
+from nestor.ports.agent import AgentEnd
+from nestor.ports.sandbox import SandboxResult
 from nestor.ports.task_store import TaskFilter
+from nestor.ralph import checking
+from nestor.wiring import stack as wiring
 
 HELD = {"require_approval": True, "test_command": None}
 OTHER = Principal(key_id="other", scopes=frozenset({"approve", "submit"}))
@@ -136,3 +145,64 @@ async def test_more_tasks_than_a_list_holds_are_all_counted(tmp_path: Path) -> N
     assert ([one.task_id for one in newest], more) == (["t2", "t1"], True)
     assert (len(whole), none) == (3, False)
     assert totals.by_status == {"awaiting_approval": 3}
+
+
+async def test_what_an_iteration_left_is_delivered_when_the_next_one_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = repository(tmp_path / "repo")
+    verify = checking.verify
+
+    async def breaks(p: Any, task: Any, n: int, *more: Any) -> Any:
+        if n == 2:
+            raise ValueError("a fault nobody thought of")
+        return await verify(p, task, n, *more)
+
+    monkeypatch.setattr(checking, "verify", breaks)
+    work = "if test -e half; then echo more > more; else echo work > half; fi"
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, work, task_id="t"))
+
+    assert (done.status, done.branch) == (TaskStatus.FAILED, "nestor/t")
+    assert "a fault nobody thought of" in done.detail
+    assert git(repo, "show", "nestor/t:half") == "work\n"
+    assert "more" not in git(repo, "ls-tree", "--name-only", "nestor/t").split()
+
+
+async def test_a_task_that_breaks_ends_although_its_work_cannot_be_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = repository(tmp_path / "repo")
+
+    async def refuses(*_: Any) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(GitWorkspaces, "deliver", refuses)
+
+    async with stack(tmp_path / "home") as nestor:
+        done = await ended(nestor, task(repo, f"printf '%s' '{FIXED}' > calc.py"))
+
+    assert (done.status, done.branch) == (TaskStatus.FAILED, None)
+    assert "not delivered: no space left" in done.detail
+
+
+async def test_what_an_agent_printed_is_read_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Reads(CommandAgent):
+        def read(self, result: SandboxResult) -> AgentEnd:
+            seen.append(threading.current_thread())
+            return super().read(result)
+
+    put = {"command": Reads()}
+    monkeypatch.setattr(
+        wiring, "agent_backends", lambda folder=None: backends(folder) | put
+    )
+    async with stack(tmp_path / "home") as nestor:
+        await ended(nestor, task(repository(tmp_path / "repo"), "true"))
+
+    assert seen
+    assert threading.main_thread() not in seen

@@ -22,7 +22,7 @@ from tests.system.workbench import (
     until_ended,
 )
 
-from nestor.model.task import Reason, TaskStatus, WorkspaceSpec
+from nestor.model.task import Outcome, Reason, TaskStatus, WorkspaceSpec
 
 FIX = f"printf '%s' '{FIXED}' > calc.py"
 NOTHING_TO_FIX = {"calc.py": FIXED, "test_calc.py": TESTS}
@@ -415,11 +415,43 @@ async def test_an_agent_that_fails_alike_twice_is_stopped(tmp_path: Path) -> Non
     repo = repository(tmp_path / "repo")
 
     async with stack(tmp_path / "home") as nestor:
-        done = await ended(nestor, task(repo, "exit 2", max_iterations=9))
+        line = "echo hello; echo 'KeyError: port'; echo bye; exit 2"
+        done = await ended(nestor, task(repo, line, max_iterations=9))
         iterations = await nestor.ralph.iterations(done.task_id)
 
     assert (done.status, done.reason) == (TaskStatus.EXHAUSTED, Reason.REPEATED_ERROR)
     assert [i.outcome for i in iterations] == ["usage_error", "usage_error"]
+    assert done.detail.endswith("in the same way. The last time: KeyError: port")
+
+
+@pytest.mark.parametrize("how", ["says it is blocked", "hangs"])
+async def test_an_agent_that_goes_nowhere_twice_alike_is_stopped(
+    tmp_path: Path, how: str
+) -> None:
+    """Whatever it touches meanwhile: what it says is the same."""
+    ends = {
+        "says it is blocked": 'echo "$NESTOR_BLOCK_MARKER"; exit 2',
+        "hangs": "echo waiting for the server; sleep 600",
+    }
+    line = f'echo "$NESTOR_ITERATION" >> notes; {ends[how]}'
+    repo = repository(tmp_path / "repo")
+    async with stack(tmp_path / "home", agent_timeout_s=2.0) as nestor:
+        done = await ended(nestor, task(repo, line, max_iterations=9))
+        seen = await nestor.ralph.iterations(done.task_id)
+    assert (done.reason, done.iteration) == (Reason.REPEATED_ERROR, 2)
+    outcome = Outcome.TIMEOUT if how == "hangs" else Outcome.BLOCKED
+    assert [one.outcome for one in seen] == [outcome, outcome]
+
+
+async def test_a_program_that_says_nothing_before_its_time_is_up_may_go_on(
+    tmp_path: Path,
+) -> None:
+    """Many print at their end only, and get on from one run to the next."""
+    line = 'echo "$NESTOR_ITERATION" >> notes; exec sleep 600'
+    repo = repository(tmp_path / "repo")
+    async with stack(tmp_path / "home", agent_timeout_s=2.0) as nestor:
+        done = await ended(nestor, task(repo, line, max_iterations=3))
+    assert (done.reason, done.iteration) == (Reason.MAX_ITERATIONS, 3)
 
 
 async def test_the_next_iteration_is_told_what_failed(tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ async def test_several_calls_of_one_reply_are_all_answered(work: Path) -> None:
     assert results(model) == ["exit code: 0\n1\n", "exit code: 7\n"]
 
 
+HALVES = (
+    'touch "a\ud800/x"',
+    "rm \ud800",
+    "echo hi > \ud800",
+    "cat ~/\udfff",
+    "\ud800",
+)
+"""Half of a character: JSON can say it, and it is no name of anything."""
+HALF_PATHS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("read_file", {"path": "\ud800"}),
+    ("write_file", {"path": "a/\ud800", "content": "x"}),
+    ("edit_file", {"path": "\ud800", "old": "a", "new": "b"}),
+    ("search", {"pattern": "x", "path": "\ud800"}),
+)
+
+
 async def test_wrong_calls_are_answered_with_an_error_and_the_work_goes_on(
     work: Path,
 ) -> None:
@@ -88,6 +104,8 @@ async def test_wrong_calls_are_answered_with_an_error_and_the_work_goes_on(
             raw_call("bash", "[1]"),
             raw_call("bash", "[" * 20_000),
             call("bash", command="a\0b"),
+            *(call("bash", command=line) for line in HALVES),
+            *(call(tool, **given) for tool, given in HALF_PATHS),
             raw_call("bash", {"command": "echo as an object"}),
         ]
     )
@@ -95,7 +113,7 @@ async def test_wrong_calls_are_answered_with_an_error_and_the_work_goes_on(
         ran = await run(work, model)
     assert ran.end["claims_done"]
     answers = results(model)
-    assert len(answers) == 9
+    assert len(answers) == 9 + len(HALVES) + len(HALF_PATHS)
     assert all(answer.startswith("error: ") for answer in answers[:-1])
     assert all(len(answer) < 300 for answer in answers)
     assert answers[-1] == "exit code: 0\nas an object\n"

@@ -9,6 +9,10 @@ import pytest
 from tests.servers.scripted_model import Rule, ScriptedModel
 from tests.unit.builtin_rig import call, results, run, script
 
+from nestor.model.knowledge import ContextItem
+from nestor.model.task import TaskSpec, Verdict
+from nestor.ralph.brief import brief
+
 TASK = "the task: make x three"
 WINDOW = 8192
 
@@ -109,3 +113,60 @@ async def test_the_window_is_asked_of_the_server(work: Path) -> None:
     async with ScriptedModel(script()) as model:
         await run(work, model)
     assert model.requests[0].path == "/v1/models"
+
+
+def words(n: int, word: str) -> str:
+    return f"{word} begins " + f"{word} " * n + f"{word} ends"
+
+
+@pytest.mark.parametrize(("room", "short"), [(6000, "context"), (2600, "failing")])
+async def test_what_comes_with_the_task_is_shortened_by_its_rank(
+    work: Path, room: int, short: str
+) -> None:
+    """What can be spared first goes first, and nothing goes before it has to."""
+    item = ContextItem(
+        id="1",
+        kind="document",
+        source="a.md",
+        text="# What a title\n" + words(190, "context"),
+        score=1,
+    )
+    failed = Verdict(
+        check="c1",
+        phase="after",
+        passed=False,
+        exit_code=1,
+        duration_s=1,
+        output_tail=words(500, "failing"),
+    )
+    text = brief(
+        TaskSpec(task=words(100, "goal")),
+        context=[item] * 6,
+        guidance=words(300, "guidance"),
+        failing=[failed],
+        restored=[],
+    )
+    async with ScriptedModel(uncounted()) as model:
+        ran = await run(work, model, text, limits={"window_tokens": room * 4 // 3})
+    assert ran.end["claims_done"]
+    told = model.chats[0].body["messages"][1]["content"]
+    assert words(100, "goal") in told
+    assert "<context>" in told
+    assert "</context>" in told
+    assert told.count("context ends") < 6
+    assert (words(500, "failing") in told) == (short == "context")
+
+
+async def test_a_task_without_parts_loses_its_middle_only_where_it_must(
+    work: Path,
+) -> None:
+    text = words(12_000, "goal")
+    told = []
+    for window in (WINDOW, 64 * 1024):
+        async with ScriptedModel(uncounted()) as model:
+            await run(work, model, text, limits={"window_tokens": window})
+        told.append(model.chats[0].body["messages"])
+    short, whole = (messages[1]["content"] for messages in told)
+    assert len(json.dumps(told[0])) < WINDOW * 0.75 * 3
+    assert (short[:11], short[-9:]) == ("goal begins", "goal ends")
+    assert whole == text

@@ -3,6 +3,7 @@
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -196,6 +197,25 @@ def test_an_agent_that_fails_twice_in_the_same_way_stops_the_loop() -> None:
         TaskStatus.EXHAUSTED,
         Reason.REPEATED_ERROR,
     )
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome.AGENT_ERROR, Outcome.REFUSED, Outcome.TIMEOUT, Outcome.BLOCKED]
+)
+def test_the_same_twice_stops_the_loop_though_the_tree_changes(
+    outcome: Outcome,
+) -> None:
+    def failed(tree: str, error: str) -> Turn:
+        return turn(
+            passed=False, claimed=False, tree=tree, outcome=outcome, error=error
+        )
+
+    twice = facts(failed("t1", "e1"), failed("t2", "e1"))
+    assert end(decide(twice)) == (TaskStatus.EXHAUSTED, Reason.REPEATED_ERROR)
+    for second in ("e2", ""):
+        assert decide(facts(failed("t1", "e1"), failed("t2", second))).status is None
+    nothing = facts(failed("t1", ""), failed("t2", ""))
+    assert decide(nothing).status is None, "what was not told cannot be the same"
 
 
 def test_no_progress_stalls() -> None:

@@ -33,6 +33,38 @@ def test_by_default_the_tests_of_the_base_are_protected_and_new_ones_are_not() -
         "x.pth",
         "pyproject.toml",
         "package.json",
+        "x.dist-info/entry_points.txt",
+        "src/x.egg-info/entry_points.txt",
+        ".npmrc",
+        "deep/.npmrc",
+        ".yarnrc.yml",
+        ".pnpmfile.cjs",
+        ".yarn/releases/yarn.cjs",
+        "bunfig.toml",
+        "node_modules/.bin/jest",
+        "node_modules",  # a link to such a folder
+        "node_modules/jest-circus/index.js",
+        "jest.setup.ts",
+        "vite.config.mts",
+        "playwright.config.ts",
+        ".mvn/maven.config",
+        ".mvn",
+        ".cargo/config.toml",
+        ".cargo",
+        "gradle.properties",
+        "settings.gradle.kts",
+        "go.work",
+        "rust-toolchain.toml",
+        ".rspec",
+        ".rspec-local",
+        "phpunit.xml.dist",
+        "vendor/bin/phpunit",
+        "GNUmakefile",
+        "taskfile.yml",
+        ".justfile",
+        "CMakeUserPresets.json",
+        "tools/bazel",
+        ".bazelrc",
     ],
 )
 def test_a_runner_configuration_is_protected_also_when_it_is_new(path: str) -> None:
@@ -67,3 +99,48 @@ def test_what_a_person_calls_a_test_is_one(path: str) -> None:
     assert is_test_file(path)
     assert not is_test_file("src/contest.py")
     assert not is_test_file("src/latest/app.py")
+
+
+@pytest.mark.parametrize(
+    ("there", "new"),
+    [
+        ("Makefile", "GNUmakefile"),
+        ("deep/makefile", "other/rules.mk"),
+        ("pyproject.toml", "tox.ini"),
+        ("package.json", "deep/package.json"),
+        ("package.json", "vite.config.js"),
+        ("justfile", ".justfile"),
+        ("build.gradle", "settings.gradle.kts"),
+        ("pom.xml", "mvnw"),
+    ],
+)
+def test_without_tests_no_build_file_stands_before_one_of_the_base(
+    there: str, new: str
+) -> None:
+    is_protected = protected(TaskSpec(task="x"), ["src/app.py", there])
+
+    assert is_protected(there)
+    assert is_protected(new)
+    # The first one of its tool is the agent's to write.
+    assert not protected(TaskSpec(task="x"), ["src/app.py"])(new)
+
+
+def test_work_is_not_taken_for_configuration() -> None:
+    work = ["src/npmrc.py", "vite.config/x.py", "a/Makefile.am", "tools/x.py"]
+    assert kept(TaskSpec(task="x"), *work, "vendor/a.go", "node_modules/a/b.js") == []
+
+
+@pytest.mark.parametrize(
+    ("run", "path"),
+    [
+        ("ruff check . && echo ok", ".ruff.toml"),
+        (["python", "-m", "mypy", "src"], "mypy.ini"),
+        ("./node_modules/.bin/eslint .", "src/.eslintrc.json"),
+        ("npx tsc --noEmit", "tsconfig.json"),
+    ],
+)
+def test_a_linter_that_a_check_names_is_not_told_to_look_away(
+    run: str | list[str], path: str
+) -> None:
+    assert kept(TaskSpec(task="x", checks=[Check(run=run)]), path) == [path]
+    assert kept(TaskSpec(task="x", checks=[Check(run="make")]), path) == []

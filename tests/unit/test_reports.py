@@ -3,11 +3,20 @@
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from nestor.ralph.reports import TestReport, missing, read_report, runner_of
+from nestor.ralph.reports import (
+    TestReport,
+    asks_for_its_own,
+    kept,
+    missing,
+    read_report,
+    runner_of,
+)
 
 GOOD = "def test_a():\n    assert True\n\ndef test_b():\n    assert True\n"
 EXITS = (
@@ -34,12 +43,30 @@ def ran(runner: str, junit: bytes | None, output: str) -> int | None:
         (["cargo", "test", "--all"], "cargo"),
         ("make check", None),
         ("echo mypytests", None),
+        ("grep -q pytest requirements.txt", None),
+        ("! grep -q pytest a && pytest", "pytest"),
+        ("pip install pytest; python -m pip install pytest | cat", None),
+        ("echo go test ./...", None),
+        ("test -e x && node --test", "node"),
     ],
 )
 def test_runners_are_known_by_their_command_line(
     run: str | list[str], runner: str | None
 ) -> None:
     assert runner_of(run) == runner
+
+
+@pytest.mark.parametrize(
+    ("run", "own"),
+    [
+        ("pytest --junitxml=out.xml", True),
+        (["python", "-m", "pytest", "--junit-xml", "a b.xml"], True),
+        ("pytest -q tests/junitxml", False),
+        ("make test --junitxml=x", False),
+    ],
+)
+def test_a_report_of_the_checks_own_is_seen(run: str | list[str], own: bool) -> None:
+    assert asks_for_its_own(run) is own
 
 
 @pytest.mark.parametrize(
@@ -159,10 +186,89 @@ def test_unittest_names_its_tests_when_it_is_verbose(tmp_path: Path) -> None:
 
 def test_a_hostile_report_is_no_report() -> None:
     bomb = (
-        b'<!DOCTYPE x [<!ENTITY a "b">]><testsuites><testsuite tests="9"/></testsuites>'
+        b'<!DOCTYPE x [<!ENTITY a "b">]><testsuite tests="1"><testcase name="&a;"/>'
+        b"</testsuite>"
     )
     assert ran("pytest", bomb, "") is None
     assert ran("pytest", b"<testsuites><testsuite tests='x'/>", "") is None
     assert ran("pytest", bomb.decode().encode("utf-16"), "") is None
     cut = b'<testsuites><testsuite tests="9" skipped="0"/></testsuites>'
     assert ran("pytest", cut, "") is None
+    hidden = b'<?xml version="1.0" encoding="cp037"?>' + bomb.decode().encode("cp037")
+    assert ran("pytest", hidden, "") is None
+    unknown = b'<?xml version="1.0" encoding="none"?><testsuites/>'
+    assert ran("pytest", unknown, "") is None
+
+
+MIB = 1024**2
+
+
+def filled(piece: bytes, size: int) -> bytes:
+    return b'<testsuite tests="1">' + piece * (size // len(piece)) + b"</testsuite>"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        filled(b"<a/>", 7 * MIB),
+        filled(b'<testcase name="x"/>', 7 * MIB),
+        filled(b"<a>", 7 * MIB),
+        filled(b"<testcase><skipped/></testcase>", 7 * MIB),
+        filled(b" ", 7 * MIB),
+        filled(b'<testcase name="x"/>', 9 * MIB),
+    ],
+    ids=["elements", "tests", "depth", "skipped", "blanks", "size"],
+)
+def test_a_report_without_end_is_none_and_takes_no_room(report: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert not ran("pytest", report, "")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 100 * MIB, most / MIB
+
+
+def test_a_large_report_is_read() -> None:
+    failed = b'<testcase classname="t" name="n%d"><failure>' + b"x" * 200
+    cases = b"".join(failed % n + b"</failure></testcase>" for n in range(25_000))
+    whole = (
+        b'<testsuites><testsuite tests="25000">' + cases + b"</testsuite></testsuites>"
+    )
+
+    report = read_report("pytest", whole, "")
+
+    assert report is not None
+    assert report.ran == len(report.needs) == 25_000
+    # It is stored with every iteration: of so many no names.
+    stored = kept(report)
+    assert (stored.ran, stored.ids, len(stored.needs)) == (25_000, None, 1)
+    assert stored.tells
+    few = TestReport(ran=1, ids=["a"], needs=["b"])
+    assert kept(few) == few
+
+
+DIGITS = "9" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("runner", "output"),
+    [
+        ("unittest", f"Ran {DIGITS} tests in 0.1s\n\nOK\n"),
+        ("unittest", f"Ran 1 test in 0.1s\n\nOK (skipped={DIGITS})\n"),
+        ("node", f"# tests {DIGITS}\n"),
+        ("node", f"# tests 1\n# skipped {DIGITS}\n"),
+        ("cargo", f"running {DIGITS} tests\ntest result: ok. 1 passed; 0 failed\n"),
+        ("cargo", f"running 1 tests\ntest result: ok. {DIGITS} passed; 0 failed\n"),
+        ("pytest", f'<testsuite tests="{DIGITS}"/>'),
+        ("pytest", f'<testsuite tests="0" skipped="{DIGITS[:20]}"/>'),
+    ],
+)
+def test_a_number_of_many_digits_is_none(runner: str, output: str) -> None:
+    junit = output.encode() if runner == "pytest" else None
+
+    report = read_report(runner, junit, output)
+
+    # Whatever is made of it can be stored.
+    assert msgspec.json.encode(report)
+    assert report is None or abs(report.ran) < 10**9

@@ -33,6 +33,7 @@ RULES = Sealing(
     max_iterations=7,
     refuses_mount=NoSandbox(coordinator_url="", home=HOME).refuses_mount,
 )
+NO_NETWORK = SandboxSpec(network=Network.NONE)
 NOT_NUMBERS = ("NaN", "sNaN", "Infinity", "-Infinity")
 
 
@@ -98,6 +99,34 @@ NOT_NUMBERS = ("NaN", "sNaN", "Infinity", "-Infinity")
         ({"sandbox": SandboxSpec(memory_bytes=1)}, "sandbox.memory_bytes"),
         ({"sandbox": SandboxSpec(memory_bytes=10**20)}, "sandbox.memory_bytes"),
         ({"sandbox": SandboxSpec(processes=0)}, "sandbox.processes"),
+        *(
+            ({"backend": agent, "sandbox": NO_NETWORK}, "sandbox.network")
+            for agent in (None, "builtin", "aider")
+        ),
+        *(
+            ({"sandbox": SandboxSpec(disk_bytes=no)}, "sandbox.disk_bytes")
+            for no in (-1, 0, 1, 1 << 60)
+        ),
+        *(
+            ({"sandbox": SandboxSpec(hosts=["a.org:443", no])}, "sandbox.hosts.1")
+            for no in (
+                *(
+                    "",
+                    "pypi.org",
+                    "PyPI.org:443",
+                    "https://pypi.org:443",
+                    "10.0.0.1:443",
+                ),
+                *(
+                    "pypi.org:0443",
+                    "pypi.org:0",
+                    "pypi.org:65536",
+                    "a b.org:443",
+                    "*:443",
+                ),
+            )
+        ),
+        ({"sandbox": SandboxSpec(hosts=["a.org:443"] * 201)}, "sandbox.hosts"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
@@ -180,6 +209,8 @@ def test_the_digest_is_of_what_was_asked() -> None:
         {"checks": [Check(run="true")]},
         {"setup": ["true"]},
         {"mounts": ["/opt"]},
+        {"sandbox": SandboxSpec(processes=513)},
+        {"sandbox": SandboxSpec(disk_bytes=(8 << 30) + 1)},
     ],
 )
 def test_what_others_than_an_admin_bring_waits_for_approval(
@@ -199,6 +230,16 @@ def test_the_full_network_waits_for_approval_even_for_an_admin() -> None:
 
     assert task.status is TaskStatus.AWAITING_APPROVAL
     assert "network" in task.approvals[0].what
+
+
+def test_further_hosts_wait_for_approval_even_for_an_admin_and_all_is_named() -> None:
+    limits = SandboxSpec(network=Network.FULL, hosts=["a.org:443", "b.org:8443"])
+    spec = TaskSpec(task="x", sandbox=limits, setup=["make deps"])
+    for key, named in ((ADMIN, ("full network",)), (SUBMITTER, ("network", "setup"))):
+        task, _ = seal(spec, key, RULES, now=NOW)
+        assert task.status is TaskStatus.AWAITING_APPROVAL
+        for word in (*named, "a.org:443, b.org:8443"):
+            assert word in task.approvals[0].what
 
 
 SEALED: dict[str, Any] = {

@@ -60,6 +60,7 @@ tpm = 40000
 timeout_s = 90
 slow_s = 20.5
 max_output_tokens = 8192
+context_window = 200000
 tags = ["eu", "big"]
 fallbacks = ["fast"]
 cache = "private"
@@ -76,6 +77,7 @@ cache_ttl_s = 60
     assert prices == (Decimal(3), Decimal(15), Decimal("0.3"))
     assert claude.price_cache_write == Decimal("3.75")
     assert (claude.rpm, claude.tpm, claude.max_output_tokens) == (50, 40000, 8192)
+    assert (claude.context_window, fast.context_window) == (200_000, None)
     assert (claude.timeout_s, claude.slow_s, claude.cache_ttl_s) == (90, 20.5, 60)
     assert (claude.tags, claude.fallbacks) == (("eu", "big"), ("fast",))
     assert (claude.cache, claude.kind) == (CacheScope.PRIVATE, Kind.CHAT)
@@ -97,6 +99,7 @@ cache_ttl_s = 60
         ("timeout_s = 1e9", "timeout_s: expected float <= 3600"),
         ("slow_s = 'soon'", "slow_s: expected float"),
         ("max_output_tokens = 0", "max_output_tokens: expected int >= 1"),
+        ("context_window = 8", "context_window: expected int >= 1024"),
         ("cache_ttl_s = -1", "cache_ttl_s: expected float > 0"),
         ("cache = 'public'", "cache: must be one of: off, private, shared"),
         ("kind = 'images'", "kind: must be one of: chat, embeddings"),

@@ -9,16 +9,17 @@ from nestor.errors import InvalidInput, NestorError, SandboxError, WorkspaceErro
 from nestor.model.knowledge import ContextRequest
 from nestor.model.routing import RouteRequest
 from nestor.model.task import ApprovalKind, Network, Outcome, Reason, Task
-from nestor.ports.agent import AgentBackend, AgentCommand, Brief
+from nestor.ports.agent import AgentCommand, AgentEnd, Brief
 from nestor.ports.sandbox import Ask, Mount, SandboxResult, SandboxRun
+from nestor.ralph import cut_short
 from nestor.ralph.asking import Asking, decided, grants_of, put
 from nestor.ralph.brief import Past, brief
 from nestor.ralph.parts import CANCELLED, Parts, failed, say, until_cancelled
 from nestor.ralph.records import AgentRun, Context, Guidance, Taken
+from nestor.ralph.shown import first, newest
 from nestor.ralph.tailing import told_live
 from nestor.ralph.turns import Turns
 from nestor.ralph.verification import WORKSPACE, environment_mounts, signature
-from nestor.telemetry.redact import redact
 from nestor.telemetry.trace import trace
 
 _OUTPUT_CHARS = 8_000
@@ -30,12 +31,17 @@ _GRACE_S = 30.0
 async def context(p: Parts, task: Task, n: int) -> Context:
     """Ask the knowledge base. Its silence is noted, not fatal."""
     await say(p, task, n, "context")
-    request = ContextRequest(query=task.spec.goal, task_id=task.task_id, iteration=n)
     with trace(task.trace_id):
-        try:
-            found = await p.knowledge.get_context(request)
-        except NestorError as error:
-            return Context(degraded=[f"knowledge base: {error}"])
+        result = await until_cancelled(p, task, _context(p, task, n))
+    return result or Context(end=CANCELLED)
+
+
+async def _context(p: Parts, task: Task, n: int) -> Context:
+    request = ContextRequest(query=task.spec.goal, task_id=task.task_id, iteration=n)
+    try:
+        found = await p.knowledge.get_context(request)
+    except NestorError as error:
+        return Context(degraded=[f"knowledge base: {error}"])
     return Context(items=found.items, degraded=found.degraded)
 
 
@@ -43,9 +49,17 @@ async def guidance(
     p: Parts, task: Task, n: int, context: Context, turns: Turns
 ) -> Guidance:
     """One model call at most: advice for the agent."""
-    if not task.spec.use_hybrid or not p.router.has_models():
+    if not p.router.has_models():
         return Guidance()
     await say(p, task, n, "guidance")
+    with trace(task.trace_id):
+        result = await until_cancelled(p, task, _guidance(p, task, n, context, turns))
+    return result or Guidance(end=CANCELLED)
+
+
+async def _guidance(
+    p: Parts, task: Task, n: int, context: Context, turns: Turns
+) -> Guidance:
     failing = "\n\n".join(v.output_tail[-1500:] for v in turns.failing)
     query = (
         "A coding agent works on this task. In at most five sentences, tell it what "
@@ -53,19 +67,18 @@ async def guidance(
     )
     if failing:
         query += f"\n\nIts last attempt failed its checks:\n{failing}"
-    with trace(task.trace_id):
-        try:
-            answer = await p.router.route(
-                RouteRequest(
-                    query=query,
-                    context=context.items,
-                    iteration=n,
-                    task_id=task.task_id,
-                    max_tokens=400,
-                )
+    try:
+        answer = await p.router.route(
+            RouteRequest(
+                query=query,
+                context=context.items,
+                iteration=n,
+                task_id=task.task_id,
+                max_tokens=400,
             )
-        except NestorError as error:
-            return Guidance(error=str(error))
+        )
+    except NestorError as error:
+        return Guidance(error=str(error))
     return Guidance(text=answer.response, route=answer.route, model=answer.model)
 
 
@@ -75,14 +88,38 @@ async def agent(
     """Run the agent in the sandbox on the private clone."""
     await say(p, task, n, "agent")
     result = await until_cancelled(
-        p, task, _agent(p, task, n, context, guidance, turns)
+        p, task, _to_its_end(p, task, n, context, guidance, turns)
     )
     return result or AgentRun(end=CANCELLED)
 
 
-async def _agent(
+async def _to_its_end(
     p: Parts, task: Task, n: int, context: Context, guidance: Guidance, turns: Turns
 ) -> AgentRun:
+    """Run the agent, and from the start again where it was cut short."""
+    lost_s = 0.0
+    for _ in range(cut_short.TRIES):
+        try:
+            run = await _agent(p, task, n, context, guidance, turns, lost_s=lost_s)
+        except cut_short.CutShort as cut:
+            lost_s += cut.worked_s
+            continue
+        return msgspec.structs.replace(run, duration_s=run.duration_s + lost_s)
+    why = str(cut_short.every_time("the agent"))
+    return AgentRun(end=failed(Reason.BACKEND_UNAVAILABLE, why))
+
+
+async def _agent(
+    p: Parts,
+    task: Task,
+    n: int,
+    context: Context,
+    guidance: Guidance,
+    turns: Turns,
+    *,
+    lost_s: float,
+) -> AgentRun:
+    """Run it once. Raises ``CutShort`` when it was ended by no fault of its own."""
     backend = p.backends[task.backend]
     run_dir = p.workspaces.folder(task.task_id) / "runs" / f"agent-{n}"
     await p.sandbox.kill(run_dir)
@@ -100,7 +137,7 @@ async def _agent(
         restored=turns.restored,
         past=await _past(p, now, turns),
     )
-    limit_s = _time_left(p, task, turns)
+    limit_s = _time_left(p, task, turns, lost_s)
     try:
         command = backend.command(
             Brief(
@@ -117,6 +154,31 @@ async def _agent(
         )
     except InvalidInput as error:
         return AgentRun(end=failed(Reason.BACKEND_UNAVAILABLE, str(error)))
+    return await _in_sandbox(p, task, n, turns, command, granted, limit_s=limit_s)
+
+
+class _Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the task file and people allow this run beyond the usual."""
+
+    network: Network
+    hosts: list[str]
+    mounts: list[Mount]
+    refused: list[str]
+    """Granted paths that cannot be shown, each with the reason."""
+
+
+async def _in_sandbox(
+    p: Parts,
+    task: Task,
+    n: int,
+    turns: Turns,
+    command: AgentCommand,
+    granted: _Granted,
+    *,
+    limit_s: float,
+) -> AgentRun:
+    """Run what the backend wants run. Raises ``CutShort``."""
+    run_dir = p.workspaces.folder(task.task_id) / "runs" / f"agent-{n}"
     asking = Asking(p, task, n) if command.asks else None
     scope = f"task:{task.task_id}"
     await p.keys.revoke_scope(scope)
@@ -139,17 +201,10 @@ async def _agent(
     finally:
         await p.keys.revoke_scope(scope)
     await put(p, task.task_id, n, _questions(result))
-    return _agent_run(backend, result, task, refused=granted.refused, asking=asking)
-
-
-class _Granted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the task file and people allow this run beyond the usual."""
-
-    network: Network
-    hosts: list[str]
-    mounts: list[Mount]
-    refused: list[str]
-    """Granted paths that cannot be shown, each with the reason."""
+    if result.cancelled:
+        raise cut_short.CutShort(_worked_s(result, asking))
+    said = await asyncio.to_thread(p.backends[task.backend].read, result)
+    return _agent_run(said, result, task, refused=granted.refused, asking=asking)
 
 
 async def _granted(p: Parts, task: Task) -> _Granted:
@@ -242,10 +297,10 @@ def _questions(result: SandboxResult) -> list[Ask]:
     ]
 
 
-def _time_left(p: Parts, task: Task, turns: Turns) -> float:
+def _time_left(p: Parts, task: Task, turns: Turns, lost_s: float) -> float:
     limit = p.agent_timeout_s
     if task.budget.seconds is not None:
-        limit = min(limit, max(task.budget.seconds - turns.spent.seconds, 1.0))
+        limit = min(limit, max(task.budget.seconds - turns.spent.seconds - lost_s, 1.0))
     return limit
 
 
@@ -264,32 +319,35 @@ async def snapshot(p: Parts, task: Task, n: int, turns: Turns) -> Taken:
 
 
 def _agent_run(
-    backend: AgentBackend,
+    said: AgentEnd,
     result: SandboxResult,
     task: Task,
     *,
     refused: list[str],
     asking: Asking | None,
 ) -> AgentRun:
-    said = backend.read(result)
     failure = "timeout" if result.timed_out else said.failure
     summary, over = said.summary, _over_limit(result, task)
     if over:
         failure, summary = Outcome.AGENT_ERROR.value, over
-    tail = redact(result.output[-_OUTPUT_CHARS:])
+    tail = newest(result.output, _OUTPUT_CHARS)
     every = [*refused, *result.refused, *said.refused, *([over] if over else [])]
     return AgentRun(
         failure=failure,
         claims_done=said.claims_done and failure is None,
         exit_code=result.exit_code,
-        summary=redact(summary[:_OUTPUT_CHARS]),
+        summary=first(summary, _OUTPUT_CHARS),
         output_tail=tail,
         signature=signature(failure, str(result.exit_code), tail) if failure else "",
-        duration_s=max(result.duration_s - (asking.waited_s if asking else 0.0), 0.0),
+        duration_s=_worked_s(result, asking),
         sandboxed=result.sandboxed,
-        refused=[redact(text[:_REFUSED_CHARS]) for text in every][:_MAX_REFUSED],
+        refused=[first(text, _REFUSED_CHARS) for text in every[:_MAX_REFUSED]],
         unanswered=failure == Outcome.BLOCKED and bool(asking and asking.unanswered),
     )
+
+
+def _worked_s(result: SandboxResult, asking: Asking | None) -> float:
+    return max(result.duration_s - (asking.waited_s if asking else 0.0), 0.0)
 
 
 def _over_limit(result: SandboxResult, task: Task) -> str:

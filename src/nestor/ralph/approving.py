@@ -47,6 +47,16 @@ def holds(task_id: str, one: Approval) -> bool:
     return one.digest == digest_of(task_id, one.kind, one.subject)
 
 
+def is_host(text: str) -> bool:
+    """Tell whether a host is named as it is stored: ``name:port``, in small letters.
+
+    By its name: an address alone is none.
+    """
+    if not _HOST.fullmatch(text):
+        return False
+    return 0 < _port(text) <= _MAX_PORT and str(_port(text)) == text.rpartition(":")[2]
+
+
 def granted(task: Task, kind: ApprovalKind) -> list[str]:
     """Return what a person allowed of a kind, each once, in the order of asking."""
     found = [

@@ -6,7 +6,6 @@ that was given, but for a command, which is allowed for one run alone.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,7 +22,7 @@ from nestor.model.task import (
 )
 from nestor.ports.sandbox import Answer, Ask
 from nestor.ports.task_store import TaskChange
-from nestor.ralph.approving import digest_of, holds
+from nestor.ralph.approving import digest_of, holds, is_host
 from nestor.ralph.parts import Parts
 from nestor.telemetry.redact import redact
 
@@ -35,7 +34,6 @@ _POLL_S = 0.5
 _SUBJECT_BYTES = 8 * 1024
 _SHOWN_CHARS = 300
 _TRIES = 50
-_HOST = re.compile(r"(?=[^:]*[a-z])[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?:[1-9]\d{0,4}")
 _SENTENCES = {
     ApprovalKind.COMMAND: "run this command once: {}",
     ApprovalKind.PATH: "see {} of this machine, read-only",
@@ -147,8 +145,7 @@ def fault_of(ask: Ask) -> str | None:  # noqa: PLR0911 - one reason a line
     if ask.kind == ApprovalKind.COMMAND:
         return None
     if ask.kind == ApprovalKind.HOST:
-        known = _HOST.fullmatch(ask.subject) is not None
-        return None if known else "a host is asked for as name:port"
+        return None if is_host(ask.subject) else "a host is asked for as name:port"
     if ask.kind == ApprovalKind.PATH:
         known = ask.subject.startswith("/") and ".." not in ask.subject.split("/")
         return None if known else "a path is asked for from its root, without .."
@@ -193,19 +190,29 @@ def _question(p: Parts, task: Task, n: int, ask: Ask) -> Approval:
     kind = ApprovalKind(ask.kind)
     digest = digest_of(task.task_id, kind, ask.subject)
     used = sum(a.digest == digest for a in task.approvals)
-    shown = " ".join(redact(ask.subject).split())[:_SHOWN_CHARS]
-    why = " ".join(redact(ask.why).split())[:_SHOWN_CHARS]
-    asked = "May it " + _SENTENCES[kind].format(shown)
+    why = _in_a_line(ask.why)
+    because = f" ({why})" if why else ""
+    shown = _SENTENCES[kind].format(_in_a_line(ask.subject))
     return Approval(
         # Derived, so that a repeat of the step that asks is the same question.
         id=derived_id(task.task_id, kind, ask.subject, used),
-        what=f"{asked} ({why})" if why else asked,
+        # The reason first: what is asked for may be long, and is the asker's to word.
+        what=f"May it{because} {shown}",
         kind=kind,
         subject=ask.subject,
         digest=digest,
         iteration=n,
         asked_at=p.clock(),
     )
+
+
+def _in_a_line(text: str) -> str:
+    """Return a text as one line that says where others began and how much is left out."""
+    lines = [" ".join(line.split()) for line in redact(text).strip().splitlines()]
+    line = " ⏎ ".join(lines)
+    if len(line) <= _SHOWN_CHARS:
+        return line
+    return f"{line[:_SHOWN_CHARS]}… ({len(line) - _SHOWN_CHARS} more characters)"
 
 
 async def _change(p: Parts, task_id: str, change: Change) -> Task:

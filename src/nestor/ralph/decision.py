@@ -24,7 +24,10 @@ ERROR_LIMIT = 2
 """Iterations in a row in which the agent itself fails in the same way."""
 
 _SHOWN = 100
-_AGENT_FAILED = {Outcome.AGENT_ERROR, Outcome.USAGE_ERROR, Outcome.REFUSED}
+_AGENT_FAILED = {
+    *(Outcome.AGENT_ERROR, Outcome.USAGE_ERROR, Outcome.REFUSED),
+    *(Outcome.TIMEOUT, Outcome.BLOCKED),
+}
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +42,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     judgements: list[Judgement] = []
     """Of a judge, on the same tree; empty: none was asked."""
     error_signature: str = ""
-    """Digest of how the agent itself failed; "" when it did not."""
+    """Digest of how the agent itself failed; "" when it did not, when it waits for a
+    person, or when its time was up before it said anything: that tells nothing apart."""
     failure_signature: str = ""
     """Digest of the failing checks' output; "" when none failed."""
 
@@ -154,6 +158,7 @@ def _stalled(turns: Sequence[Turn], base_tree: str) -> Reason | None:
     if (
         len(last) == ERROR_LIMIT
         and all(turn.outcome in _AGENT_FAILED for turn in last)
+        and last[0].error_signature
         and len({turn.error_signature for turn in last}) == 1
     ):
         return Reason.REPEATED_ERROR

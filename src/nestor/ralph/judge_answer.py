@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from nestor.model.task import Judgement, Quote, TaskSpec
-from nestor.telemetry.redact import redact
+from nestor.ralph.shown import first
 
 MAX_DIFF_CHARS = 40_000
 MAX_FILE_CHARS = 8_000
@@ -146,7 +146,7 @@ def _judgement(
         criterion=criterion,
         met=met,
         evidence=[
-            Quote(path=_plain(one.path), text=redact(one.quote[:_MAX_QUOTE_CHARS]))
+            Quote(path=_plain(one.path), text=first(one.quote, _MAX_QUOTE_CHARS))
             for one in found
         ],
         why=_plain(why),
@@ -154,7 +154,7 @@ def _judgement(
 
 
 def _plain(text: str) -> str:
-    return redact(text[:_MAX_WHY_CHARS]).strip()
+    return first(text, _MAX_WHY_CHARS).strip()
 
 
 def _cut(text: str, most: int) -> str:

@@ -15,22 +15,69 @@ RUNNER_FILES = tuple(
         *("conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"),
         *("sitecustomize.py", "usercustomize.py", "*.pth", ".coveragerc"),
         *("pytest.py", "pytest/**", "_pytest/**", "unittest.py", "unittest/**"),
-        *("jest.config.*", "vitest.config.*", ".mocharc*", ".cargo/config*"),
+        *("*.dist-info/**", "*.egg-info/**"),  # their entry points are pytest's plugins
+        *("nose2.cfg", "unittest.cfg", "behave.ini", ".behaverc", "robot.toml"),
+        # npm, pnpm, yarn and bun: the shell of their scripts, files read before any code
+        *(".npmrc", ".pnpmfile.[cm]js", ".yarnrc*", ".yarn/releases/**"),
+        *(".yarn/plugins/**", ".pnp.*", "bunfig.toml", "node_modules/.bin/**"),
+        *("jest.config.*", "jest.setup.*", "jest.preset.*", "setupTests.*"),
+        *("vitest.config.*", "vitest.setup.*", "vitest.workspace.*", ".mocharc*"),
+        *("playwright.config.*", "cypress.config.*", "cypress.json", "karma.conf.*"),
+        *("wdio.conf.*", "ava.config.*", ".taprc", "jasmine.json", "jasmine.mjs"),
+        *("node_modules/jest*/**", "node_modules/@jest/**", "node_modules/mocha/**"),
+        *("node_modules/vitest/**", "node_modules/@vitest/**", ".nycrc*", ".c8rc*"),
+        *(".cargo/config*", ".config/nextest.toml", "rust-toolchain*", "go.work"),
+        *(".mvn/**", "gradle.properties", ".jvmopts", ".sbtopts", ".bazelrc"),
+        *("tools/bazel", "*.runsettings", "xunit.runner.json", "Directory.Build.*"),
+        *(".rspec*", "phpunit.xml*", "phpunit.dist.xml", "vendor/bin/**"),
+        *("vendor/phpunit/**", "codeception.y*ml", "behat.y*ml", ".proverc"),
+        *(".busted", "dart_test.yaml", "CTestCustom.cmake", "CTestTestfile.cmake"),
     )
 )
-"""Files that only configure or shadow a test runner: taken from the base, and removed
-where the base has none, because a new ``conftest.py`` can make any test pass."""
+"""Files that only configure or shadow a test runner, or what starts it: taken from the
+base, and removed where the base has none, because a new ``conftest.py`` can make any test
+pass, and a new ``.npmrc`` any script."""
 
 BUILD_FILES = tuple(
-    f"**/{name}"
-    for name in (
-        *("tox.ini", "setup.cfg", "noxfile.py", "pyproject.toml", "package.json"),
-        *("Makefile", "makefile", "GNUmakefile", "*.mk", "justfile", "Justfile"),
-        *("Taskfile.y*ml", "Rakefile", "CMakeLists.txt", "build.gradle*", "pom.xml"),
+    tuple(f"**/{name}" for name in names)
+    for names in (
+        ("tox.ini", "setup.cfg", "noxfile.py", "pyproject.toml"),
+        ("package.json", "pnpm-workspace.yaml", "vite.config.*", "babel.config.*",
+         ".babelrc*", "deno.json*"),
+        ("Makefile", "makefile", "GNUmakefile", "*.mk"),
+        ("justfile", "Justfile", ".justfile"),
+        ("[Tt]askfile*.y*ml",),
+        ("[Rr]akefile", "[Rr]akefile.rb", "*.rake"),
+        ("CMakeLists.txt", "CMake*Presets.json"),
+        ("build.gradle*", "settings.gradle*", "gradlew", "gradle/wrapper/**"),
+        ("pom.xml", "mvnw"),
+        ("build.xml",),
+        ("build.sbt",),
+        ("mix.exs",),
+        ("composer.json",),
     )
-)
-"""Files that also say what "test" means. Where the base has tests they are taken from
-there; in a repository without tests a new one is the agent's to write."""
+)  # fmt: skip
+"""Files that also say what "test" means, by tool. Where the base has tests they are taken
+from there. In a repository without tests a new one is the agent's to write, but not beside
+one of the same tool on the base: make would rather read a ``GNUmakefile``."""
+
+LINTER_FILES = {
+    "ruff": ("ruff.toml", ".ruff.toml"),
+    "mypy": ("mypy.ini", ".mypy.ini"),
+    "flake8": (".flake8",),
+    "pylint": (".pylintrc", "pylintrc", ".pylintrc.toml", "pylintrc.toml"),
+    "pyright": ("pyrightconfig.json",),
+    "eslint": (".eslintrc*", "eslint.config.*", ".eslintignore"),
+    "prettier": (".prettierrc*", "prettier.config.*", ".prettierignore"),
+    "biome": ("biome.json*", ".biome.json*"),
+    "tsc": ("tsconfig*.json",),
+    "golangci-lint": (".golangci.*",),
+    "clippy": ("clippy.toml", ".clippy.toml"),
+    "rubocop": (".rubocop*",),
+    "shellcheck": (".shellcheckrc", "shellcheckrc"),
+    "pre-commit": (".pre-commit-config.yaml",),
+}
+"""By the word of a check's command line: what could have it look away."""
 
 _TEST_FILE = re.compile(
     r"(^|/)(tests?|testing|__tests__|spec|specs)/"
@@ -49,18 +96,56 @@ def protected(spec: TaskSpec, base_files: Sequence[str]) -> Callable[[str], bool
     """Return what tells of a path whether verification takes it from the base.
 
     What ``protected`` names; where it is not given, the test files that exist on the base
-    (new ones are the agent's to write), the runner's configuration and the files in the
-    checks' own command lines.
+    (new ones are the agent's to write), the runner's configuration, the files in the
+    checks' own command lines and the configuration of linters named there.
     """
     if spec.protected is not None:
         return Globs(spec.protected).match
     tests = [_escape(path) for path in base_files if is_test_file(path)]
-    builds = Globs(BUILD_FILES).match
-    build_files: Sequence[str] = BUILD_FILES
-    if not tests:
-        build_files = [_escape(path) for path in base_files if builds(path)]
-    named = _named_by_checks(spec, base_files)
-    return Globs([*RUNNER_FILES, *build_files, *tests, *named]).match
+    build_files = [
+        pattern
+        for tool in BUILD_FILES
+        if tests or any(map(_anywhere(tool).search, base_files))
+        for pattern in tool
+    ]
+    anywhere = _anywhere([*RUNNER_FILES, *build_files, *_linters(spec)])
+    exactly = Globs([*tests, *_named_by_checks(spec, base_files)])
+    return lambda path: bool(anywhere.search(path)) or exactly.match(path)
+
+
+def _anywhere(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Compile globs ``**/…`` of ``*`` and ``[…]`` to one expression.
+
+    Asked of every path of a tree, so it must be fast. A folder of a pattern that is a path
+    itself is covered, too: it is a link, and leads to what the agent put elsewhere.
+    """
+    found = []
+    for pattern in patterns:
+        inside = pattern.removeprefix("**/").removesuffix("/**")
+        names = [
+            re.escape(name)
+            .replace(r"\*", "[^/]*")
+            .replace(r"\[", "[")
+            .replace(r"\]", "]")
+            for name in inside.split("/")
+        ]
+        found.append("/".join(names) + r"(?:/|\Z)")
+        found += ["/".join(names[:n]) + r"\Z" for n in range(1, len(names))]
+    return re.compile(rf"(?:\A|/)(?:{'|'.join(found)})")
+
+
+def _linters(spec: TaskSpec) -> list[str]:
+    names = {
+        PurePosixPath(word).name
+        for check in spec.all_checks
+        for word in _words(check.run)
+    }
+    return [
+        f"**/{file}"
+        for linter, files in LINTER_FILES.items()
+        if linter in names
+        for file in files
+    ]
 
 
 def _named_by_checks(spec: TaskSpec, base_files: Sequence[str]) -> list[str]:

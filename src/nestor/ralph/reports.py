@@ -9,12 +9,14 @@ could forge that report; see docs/explanation/verification.md for what this cann
 import hashlib
 import re
 from collections.abc import Iterable
-from xml.etree import ElementTree as ET
 
 import msgspec
 
+from nestor.ralph.junit import read_junit
+
 JUNIT_NAME = "report.xml"
-MAX_REPORT_BYTES = 64 * 1024 * 1024
+_MAX_NAMES = 20_000
+"""Of tests and their modules, in what is stored."""
 
 _RUNNERS = {
     "pytest": re.compile(r"(?:^|[\s/])(?:pytest|py\.test)(?:$|[\s;&|])"),
@@ -23,6 +25,12 @@ _RUNNERS = {
     "go": re.compile(r"(?:^|[\s/])go\s+test(?:$|\s)"),
     "cargo": re.compile(r"(?:^|[\s/])cargo\s+(?:\S+\s+)*test(?:$|\s)"),
 }
+_COMMANDS = re.compile(r"([;&|\n]+)")
+_RUNS_NONE = re.compile(
+    r"[\s!(]*(?:[ef]?grep|rg|test|\[|cat|ls|echo|printf|which|command -v"
+    r"|(?:python\S* -m )?pip3?)\s"
+)
+_OWN_JUNIT = re.compile(r"\s--junit-?xml\b")
 _UNITTEST_LINE = re.compile(
     r"^(\w+) \(([\w.]+)\)(?:\n[^\n]*)? \.\.\. (.*)$", re.MULTILINE
 )
@@ -42,8 +50,8 @@ _NODE_SPEC = re.compile(
 _GO_TEST = re.compile(r"--- (PASS|FAIL|SKIP): (\S+) \(\d")
 _GO_PACKAGE = re.compile(r"(ok|FAIL)[ \t]+(\S+)(?:[ \t]+(.*))?")
 _CARGO_END = re.compile(
-    r"^test result: \w+\. (\d+) passed; (\d+) failed(?:; (\d+) ignored)?"
-    r"(?:; (\d+) measured)?",
+    r"^test result: \w+\. (\d{1,9}) passed; (\d{1,9}) failed(?:; (\d{1,9}) ignored)?"
+    r"(?:; (\d{1,9}) measured)?",
     re.MULTILINE,
 )
 _CARGO_TEST = re.compile(r"^test (.+) \.\.\. (ok|FAILED|ignored)\b", re.MULTILINE)
@@ -77,15 +85,26 @@ class TestReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def runner_of(run: str | list[str]) -> str | None:
     """Name the test runner of a command line; None for one we do not know."""
-    line = run if isinstance(run, str) else " ".join(run)
+    line = _line(run)
     return next((name for name, seen in _RUNNERS.items() if seen.search(line)), None)
 
 
 def runs_of(run: str | list[str]) -> int:
     """Count how often a command line names its runner."""
-    line = run if isinstance(run, str) else " ".join(run)
-    runner = runner_of(line)
+    line = _line(run)
+    runner = runner_of(run)
     return len(_RUNNERS[runner].findall(line)) if runner else 0
+
+
+def asks_for_its_own(run: str | list[str]) -> bool:
+    """Tell whether a line has pytest write its report elsewhere than Nestor asks it to."""
+    return runner_of(run) == "pytest" and _OWN_JUNIT.search(_line(run)) is not None
+
+
+def _line(run: str | list[str]) -> str:
+    """Return the command line without the commands that only name a runner."""
+    line = run if isinstance(run, str) else " ".join(run)
+    return "".join(part for part in _COMMANDS.split(line) if not _RUNS_NONE.match(part))
 
 
 def read_report(
@@ -111,35 +130,14 @@ def read_report(
 
 
 def _junit(data: bytes) -> TestReport | None:
-    # The tested code can write this file too, so it is hostile: no entities (also not
-    # in UTF-16, which is full of NUL bytes), bounded.
-    if len(data) > MAX_REPORT_BYTES or any(
-        word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")
-    ):
+    found = read_junit(data)
+    if found is None:
         return None
-    try:
-        root = ET.fromstring(data)  # noqa: S314 - entities were refused above
-        suites = [root] if root.tag == "testsuite" else root.findall("testsuite")
-        tests = sum(int(suite.get("tests", 0)) for suite in suites)
-        skipped = sum(int(suite.get("skipped", 0)) for suite in suites)
-    except (ET.ParseError, ValueError):
-        return None
-    ran, unreadable, cases = [], [], 0
-    for case in root.iter("testcase"):
-        cases += 1
-        module, name = case.get("classname", ""), case.get("name", "")
-        error = case.find("error")
-        if error is not None and error.get("message") == "collection failure":
-            unreadable.append(".".join(part for part in (module, name) if part))
-        elif case.find("skipped") is None:
-            ran.append((module, name))
-    if cases < tests:  # cut off
-        return None
-    return _report(ran, unreadable, skipped=skipped)
+    return _report(found.ran, found.unreadable, skipped=found.skipped)
 
 
 def _unittest(output: str) -> TestReport | None:
-    totals = re.findall(r"^Ran (\d+) tests? in ", output, re.MULTILINE)
+    totals = re.findall(r"^Ran (\d{1,9}) tests? in ", output, re.MULTILINE)
     ends = re.findall(
         r"^(?:OK|FAILED|NO TESTS RAN)(?: \(([^)]*)\))?\s*$", output, re.MULTILINE
     )
@@ -147,7 +145,7 @@ def _unittest(output: str) -> TestReport | None:
         return None
     total = sum(int(text) for text in totals)
     skipped = sum(
-        int(text) for end in ends for text in re.findall(r"skipped=(\d+)", end)
+        int(text) for end in ends for text in re.findall(r"skipped=(\d{1,9})", end)
     )
     named = _UNITTEST_LINE.findall(output)
     if len(named) < total:  # without -v no test is named
@@ -194,6 +192,24 @@ def _stable(name: str) -> str:
     return re.sub(r"0x[0-9a-f]+", "0x", name)
 
 
+def kept(report: TestReport) -> TestReport:
+    """Return what is worth keeping of a report that later ones are compared with.
+
+    It is stored with every iteration. Of very many tests no names are kept, so that later
+    reports are compared with it by number.
+    """
+    named = (report.ids or [], report.needs, report.unread, report.silent)
+    if all(len(names) <= _MAX_NAMES for names in named):
+        return report
+    return msgspec.structs.replace(
+        report,
+        ids=None,
+        needs=report.needs[:1],
+        unread=report.unread[:_MAX_NAMES],
+        silent=report.silent[:_MAX_NAMES],
+    )
+
+
 def missing(needs: Iterable[str], report: TestReport) -> int:
     """Count the tests (or unreadable modules) of the base that the report has not."""
     return len(set(needs) - set(report.ids or ()))
@@ -201,7 +217,7 @@ def missing(needs: Iterable[str], report: TestReport) -> int:
 
 def _node(output: str) -> TestReport | None:
     def totals(word: str) -> list[int]:
-        found = re.findall(rf"^(?:#|ℹ) {word} (\d+)\s*$", output, re.MULTILINE)  # noqa: RUF001
+        found = re.findall(rf"^(?:#|ℹ) {word} (\d{{1,9}})\s*$", output, re.MULTILINE)  # noqa: RUF001
         return [int(text) for text in found]
 
     tests = totals("tests")
@@ -284,7 +300,7 @@ def _go(output: str, *, named: bool) -> TestReport | None:
 
 
 def _cargo(output: str) -> TestReport | None:
-    parts = re.split(r"^running (\d+) tests?$", output, flags=re.MULTILINE)
+    parts = re.split(r"^running (\d{1,9}) tests?$", output, flags=re.MULTILINE)
     if len(parts) == 1:
         return None
     ran: list[tuple[str, str]] = []

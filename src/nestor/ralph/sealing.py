@@ -25,6 +25,8 @@ from nestor.model.task import (
     TaskStatus,
 )
 from nestor.ports.agent import AgentBackend
+from nestor.ports.sandbox import DISK_BYTES
+from nestor.ralph.approving import is_host
 
 PRIORITIES = ("P0", "P1", "P2", "P3")
 MAX_ITERATIONS = 100
@@ -32,6 +34,8 @@ _MAX_TEXT = 100_000
 _MAX_LIST = 200
 _MIN_MEMORY = 64 * 1024 * 1024
 _MAX_MEMORY = 1 << 50
+_MIN_DISK = 1024 * 1024
+_MAX_DISK = 1 << 50
 MAX_PHASE = 9999
 _MAX_PROCESSES = 32_768
 MAX_TIMEOUT_S = 24 * 3600.0
@@ -124,11 +128,11 @@ def checks_digest(spec: TaskSpec) -> str:
 
 
 def needs_approval(spec: TaskSpec, principal: Principal) -> str | None:
-    """Say what a person must agree to before the first iteration; None: nothing."""
-    if spec.require_approval:
-        return "the task asks for approval before it starts"
-    if spec.sandbox.network is Network.FULL:
-        return "the agent wants the full network"
+    """Say what a person must agree to before the first iteration; None: nothing.
+
+    All of it at once: whoever agrees to one thing must not let another through unseen.
+    """
+    limits = spec.sandbox
     brings = [
         name
         for name, value in (
@@ -136,13 +140,21 @@ def needs_approval(spec: TaskSpec, principal: Principal) -> str | None:
             ("checks", spec.all_checks),
             ("setup", spec.setup),
             ("mounts", spec.mounts),
-            ("more processes", spec.sandbox.processes > SandboxSpec().processes),
+            ("more processes", limits.processes > SandboxSpec().processes),
+            ("more room on the disk", (limits.disk_bytes or 0) > DISK_BYTES),
         )
-        if value
+        if value and not principal.may(ADMIN)
     ]
-    if brings and not principal.may(ADMIN):
-        return f"the key is not an admin's, and the task brings {', '.join(brings)}"
-    return None
+    asked = (
+        (spec.require_approval, "the task asks for approval before it starts"),
+        (limits.network is Network.FULL, "the agent wants the full network"),
+        (limits.hosts, f"the agent wants to reach {', '.join(limits.hosts)}"),
+        (
+            brings,
+            f"the key is not an admin's, and the task brings {', '.join(brings)}",
+        ),
+    )
+    return "; ".join(text for needed, text in asked if needed) or None
 
 
 def followed(spec: TaskSpec) -> TaskSpec:
@@ -227,6 +239,12 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
             "use 64 MiB to 1 PiB",
         ),
         (
+            "sandbox.disk_bytes",
+            limit.disk_bytes is not None
+            and not _MIN_DISK <= limit.disk_bytes <= _MAX_DISK,
+            "use 1 MiB to 1 PiB",
+        ),
+        (
             "sandbox.memory_bytes",
             bool(never := rules.never_fits(spec.backend or "", limit.memory_bytes)),
             never or "",
@@ -251,6 +269,7 @@ def _field_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
         *_backend_errors(spec, rules),
         *_check_errors(spec.checks),
         *_mount_errors(spec.mounts, rules),
+        *_host_errors(limit.hosts),
     ]
 
 
@@ -285,6 +304,15 @@ def _mount_errors(mounts: list[str], rules: Sealing) -> Iterator[FieldError]:
             yield FieldError(f"mounts.{number}", "must be an absolute path")
         elif not _NOT_TEXT.search(mount) and (why := rules.refuses_mount(path)):
             yield FieldError(f"mounts.{number}", why)
+
+
+def _host_errors(hosts: list[str]) -> Iterator[FieldError]:
+    if len(hosts) > _MAX_LIST:
+        yield FieldError("sandbox.hosts", f"more than {_MAX_LIST} entries")
+    for number, host in enumerate(hosts[:_MAX_LIST]):
+        if not is_host(host):
+            message = "use name:port in small letters, e.g. pypi.org:443"
+            yield FieldError(f"sandbox.hosts.{number}", message)
 
 
 def _control_errors(spec: TaskSpec) -> Iterator[FieldError]:
@@ -333,6 +361,9 @@ def _backend_errors(spec: TaskSpec, rules: Sealing) -> list[FieldError]:
         return [FieldError("command", "backend command needs the command to run")]
     if backend.name != "command" and spec.command:
         return [FieldError("command", f"backend {backend.name} takes no command")]
+    if backend.needs_model and spec.sandbox.network is Network.NONE:
+        message = f"backend {backend.name} reaches no model from none; use coordinator"
+        return [FieldError("sandbox.network", message)]
     return []
 
 

@@ -106,6 +106,13 @@ def turn_of(
         tree=(checked.judged or snapshot).tree,
         verdicts=checked.verdicts,
         judgements=checked.judgements,
-        error_signature=agent.signature,
+        error_signature=_told_apart(agent),
         failure_signature=failure_signature(checked.verdicts),
     )
+
+
+def _told_apart(agent: AgentRun) -> str:
+    """Return its signature where the same again would mean that it goes round in circles."""
+    silent = agent.failure == Outcome.TIMEOUT and not agent.output_tail.strip()
+    # Many programs print at their end only: cut off twice, they may well have got on.
+    return "" if silent or agent.unanswered else agent.signature

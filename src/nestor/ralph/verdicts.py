@@ -7,11 +7,21 @@ from pathlib import Path
 from nestor.errors import WorkspaceError
 from nestor.model.task import Check, Verdict
 from nestor.ports.sandbox import SandboxResult
-from nestor.ralph.reports import TestReport, missing, runner_of, runs_of
-from nestor.telemetry.redact import redact
+from nestor.ralph.reports import (
+    TestReport,
+    asks_for_its_own,
+    missing,
+    runner_of,
+    runs_of,
+)
+from nestor.ralph.shown import newest
 
 _TAIL_CHARS = 8_000
 _NOT_FOUND = (126, 127)
+_OWN_REPORT = (
+    "its --junitxml keeps from Nestor the report that tells whether the tests ran."
+    " Leave that option out of the check"
+)
 _NO_RUNNER = re.compile(r"No module named '?(?:pytest|unittest)'?\s*$", re.MULTILINE)
 _ABSENT = re.compile(
     r"can't open file '([^']*)': \[Errno 2\]"
@@ -33,10 +43,11 @@ def verdict_of(
     by_name: bool,
 ) -> Verdict:
     """Turn the end of a check into a verdict; the exit code is needed, not enough."""
-    runner = runner_of(check.run)
     note = ""
     if result.timed_out:
         note = f"still running after {check.timeout_s:g} s"
+    elif result.limit is not None:
+        note = f"killed: it used more than its {result.limit} limit"
     elif result.exit_code is None:
         note = f"killed by signal {result.signal}"
     elif result.exit_code == check.expect_exit:
@@ -44,9 +55,7 @@ def verdict_of(
             named = ", ".join(touched[:5])
             note = f"protected files were changed while it ran: {named}"
         else:
-            note = _incomplete(
-                runner, report, before, by_name=by_name, runs=runs_of(check.run)
-            )
+            note = _incomplete(check, report, before, by_name=by_name)
     passed = result.exit_code == check.expect_exit and not note
     return Verdict(
         check=check.name,
@@ -55,39 +64,53 @@ def verdict_of(
         exit_code=result.exit_code,
         duration_s=round(result.duration_s, 3),
         tests=None if report is None else report.ran,
-        output_tail=redact(result.output[-_TAIL_CHARS:]),
+        output_tail=newest(result.output, _TAIL_CHARS),
         telling=report is None or report.tells,
         note=note,
     )
 
 
-def refuse_if_unstartable(check: Check, result: SandboxResult) -> None:
-    """Raise ``WorkspaceError`` for a check that has nothing to run."""
+def refuse_if_unstartable(
+    check: Check, result: SandboxResult, report: TestReport | None
+) -> None:
+    """Raise ``WorkspaceError`` for a check that has nothing to run, or can never pass."""
+    if report is None and asks_for_its_own(check.run):
+        raise WorkspaceError(f"check {check.name!r}: {_OWN_REPORT}")
     if result.exit_code == check.expect_exit:
+        if report is None and runner_of(check.run) == "pytest":
+            message = (
+                f"check {check.name!r} ends well on the base, but no pytest left a report"
+                " there: it ended early, or the line only names it. Correct the check, or"
+                " put the line in a script on the base"
+            )
+            raise WorkspaceError(message)
         return
     if result.exit_code in _NOT_FOUND or _is_absent(check, result.output):
-        last = result.output.strip().splitlines()[-1:] or ["it printed nothing"]
+        said = newest(result.output, _TAIL_CHARS).strip()
+        last = said.splitlines()[-1:] or ["it printed nothing"]
         message = (
             f"check {check.name!r} cannot start on the base (exit {result.exit_code}): "
-            f"{redact(last[0])[:300]}. Install what it needs in setup[], or correct it"
+            f"{last[0][:300]}. Install what it needs in setup[], or correct it"
         )
         raise WorkspaceError(message)
 
 
 def _incomplete(
-    runner: str | None,
+    check: Check,
     report: TestReport | None,
     before: TestReport | None,
     *,
     by_name: bool,
-    runs: int,
 ) -> str:
     """Say why a report does not back the exit code; "" when it does."""
+    runner = runner_of(check.run)
     if report is None:
+        if asks_for_its_own(check.run):
+            return _OWN_REPORT
         if runner is None and before is None:
             return ""
         return f"{runner or 'the test runner'} ended without a complete report"
-    most = max(runs, 1 if before is None else before.parts)
+    most = max(runs_of(check.run), 1 if before is None else before.parts)
     if report.parts > most:  # one of them was printed by what is tested
         return f"{report.parts} summaries were printed by {most} run(s) of {runner}"
     if report.ran < 1:

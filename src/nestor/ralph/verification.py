@@ -14,11 +14,12 @@ import msgspec
 from nestor.model.task import Check, Network, TaskSpec, Verdict
 from nestor.ports.sandbox import Mount, Sandbox, SandboxResult, SandboxRun
 from nestor.ports.workspace import Workspaces
-from nestor.ralph import flaky
+from nestor.ralph import cut_short, flaky
+from nestor.ralph.junit import MAX_REPORT_BYTES
 from nestor.ralph.reports import (
     JUNIT_NAME,
-    MAX_REPORT_BYTES,
     TestReport,
+    kept,
     read_report,
     runner_of,
 )
@@ -30,6 +31,8 @@ _REPORT = "/report"
 _MAX_READ_ONLY = 400
 _LINK = "link:"
 _HASH_BLOCK = 1024 * 1024
+_VARIES = re.compile(r"nestor-blocked-\S+|0x[0-9a-f]+|\d+(\.\d+)?")
+"""What differs between two runs of the same: markers, addresses, numbers."""
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +59,14 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """Host folder of the prepared environment."""
 
 
+class _Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """How one run of a check ended, and what it left."""
+
+    result: SandboxResult
+    touched: list[str]
+    report: TestReport | None
+
+
 class Verifier:
     """Each check gets its own fresh checkout, so that none can prepare the next one."""
 
@@ -73,7 +84,7 @@ class Verifier:
         """Run every check, and again those that ``flaky`` doubts.
 
         ``before``: what was reported on the base. Raises ``WorkspaceError`` when a check
-        cannot start on the base.
+        cannot start on the base, and ``SandboxError`` when one is cut short every time.
         """
         runs: dict[str, list[Verdict]] = {}
         reports: dict[str, TestReport] = {}
@@ -83,7 +94,7 @@ class Verifier:
             )
             runs[check.name] = [verdict]
             if report is not None:
-                reports[check.name] = report
+                reports[check.name] = kept(report)
         left_s = flaky.allowance_s([first for first, *_ in runs.values()])
         for doubted in (flaky.failing, flaky.believed):
             names = doubted(subject.phase, _settled(runs), known)
@@ -124,6 +135,27 @@ class Verifier:
         label: str,
         before: Mapping[str, TestReport],
     ) -> tuple[Verdict, TestReport | None]:
+        for _ in range(cut_short.TRIES):
+            seen = await self._observe(subject, check, label)
+            if not seen.result.cancelled:
+                break
+        else:
+            raise cut_short.every_time(f"check {check.name!r}")
+        if subject.phase == "base" and not label.partition("-again-")[1]:
+            refuse_if_unstartable(check, seen.result, seen.report)
+        verdict = verdict_of(
+            check,
+            subject.phase,
+            seen.result,
+            report=seen.report,
+            touched=seen.touched,
+            before=before.get(check.name),
+            # Who turned the default off lets the agent change the tests themselves.
+            by_name=subject.spec.protected is None,
+        )
+        return verdict, seen.report
+
+    async def _observe(self, subject: Subject, check: Check, label: str) -> _Seen:
         folder = self._workspaces.folder(subject.task_id)
         tree, written = folder / f"checkout-{label}", folder / f"report-{label}"
         run_dir = folder / "runs" / label
@@ -136,23 +168,13 @@ class Verifier:
             result = await self._sandbox.run(
                 self._run(subject, check, run_dir, tree, written, guarded)
             )
-            touched = await asyncio.to_thread(_touched, tree, guarded)
-            report = await asyncio.to_thread(_read, written, check, result)
+            return _Seen(
+                result=result,
+                touched=await asyncio.to_thread(_touched, tree, guarded),
+                report=await asyncio.to_thread(_read, written, check, result),
+            )
         finally:
             await self._workspaces.remove(tree, written)
-        if subject.phase == "base" and not label.partition("-again-")[1]:
-            refuse_if_unstartable(check, result)
-        verdict = verdict_of(
-            check,
-            subject.phase,
-            result,
-            report=report,
-            touched=touched,
-            before=before.get(check.name),
-            # Who turned the default off lets the agent change the tests themselves.
-            by_name=subject.spec.protected is None,
-        )
-        return verdict, report
 
     def _run(
         self,
@@ -196,6 +218,7 @@ class Verifier:
             timeout_s=check.timeout_s,
             run_dir=run_dir,
             memory_bytes=spec.sandbox.memory_bytes,
+            disk_bytes=spec.sandbox.disk_bytes,
             processes=spec.sandbox.processes,
         )
 
@@ -210,7 +233,7 @@ def failure_signature(verdicts: Sequence[Verdict]) -> str:
 
 def signature(*texts: str) -> str:
     """Digest texts so that two runs of the same failure agree."""
-    plain = (re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "0", text) for text in texts)
+    plain = (_VARIES.sub("0", text) for text in texts)
     return hashlib.sha256("\x1f".join(plain).encode("utf-8", "replace")).hexdigest()[
         :16
     ]

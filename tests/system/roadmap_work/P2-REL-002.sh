@@ -29,5 +29,16 @@ class CircuitBreaker:
         finally:
             self.probing = False
 PY
-echo 'from circuit_breaker import CircuitBreaker, CircuitBreakerOpen
-qdrant, postgresql = CircuitBreaker(), CircuitBreaker()' > $cd_to/continuous_learning.py
+cat > $cd_to/continuous_learning.py <<'PY'
+from circuit_breaker import CircuitBreaker, CircuitBreakerOpen
+
+qdrant, postgresql = CircuitBreaker(), CircuitBreaker()
+
+
+async def store(index, rows, later):
+    for breaker, write in ((qdrant, index), (postgresql, rows)):
+        try:
+            await breaker.call(write)
+        except CircuitBreakerOpen:
+            later.append(write)
+PY

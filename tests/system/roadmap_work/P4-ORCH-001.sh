@@ -41,5 +41,5 @@ class RalphOrchestrator:
         except OSError:
             return None
 PY
-echo 'EVENT = "query_routed"' > hybrid-coordinator/coordinator.py
-echo 'EVENT = "context_retrieved"' > aidb/server.py
+printf 'def routed(say, side):\n    say("query_routed", {"side": side})\n' > hybrid-coordinator/coordinator.py
+printf 'def retrieved(say, items):\n    say("context_retrieved", {"items": items})\n' > aidb/server.py

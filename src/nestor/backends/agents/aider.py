@@ -1,6 +1,7 @@
 """aider: chat completions; its exit code says nothing about the model's server."""
 
 import re
+from collections import deque
 
 from nestor.backends.agents.ends import ended, text_of
 from nestor.backends.agents.program_agent import HOME, KEY, ProgramAgent
@@ -9,6 +10,9 @@ from nestor.ports.sandbox import SandboxResult
 
 _PROMPT = "nestor-prompt.md"
 _CONFIG = "nestor-aider.yml"
+_PRICES = ".aider/caches/model_prices_and_context_window.json"
+"""Where it keeps what it knows of models for a day. It fetches that where the file is
+absent, old or says nothing; what is not in it, it then finds in its own package."""
 _USAGE_EXIT = 2
 _ERROR = re.compile(r"^litellm\.(\w+):.*$", re.MULTILINE)
 _AGAIN = re.compile(r"^Retrying in ", re.MULTILINE)
@@ -63,14 +67,14 @@ class AiderAgent(ProgramAgent):
                 "OPENAI_API_KEY": KEY,
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             },
-            files={_CONFIG: "{}"},
+            files={_CONFIG: "{}", _PRICES: '{"nothing": {}}'},
             prompt_in=_PROMPT,
         )
 
     def read(self, result: SandboxResult) -> AgentEnd:
         """See AgentBackend.read. An error of the model after which it did not try again."""
-        failed = None
-        for error in _ERROR.finditer(result.output):
-            after = result.output[error.end() :]
-            failed = None if _AGAIN.search(after) else text_of(error[0])
+        failed, output = None, result.output
+        last = deque(_ERROR.finditer(output), maxlen=1)
+        if last and not _AGAIN.search(output, last[0].end()):
+            failed = text_of(last[0][0])
         return ended(result, failed=failed, usage=lambda r: r.exit_code == _USAGE_EXIT)
