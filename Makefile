@@ -34,10 +34,11 @@ demo: $(VENV)/.core $(VENV)/.nestor $(VENV)/.packages-demo ## Run one real task 
 up: $(VENV)/.core $(VENV)/.nestor $(VENV)/.packages-demo ## Start all layers here; stop with Ctrl-C.
 	@$(BIN)/nestor up
 
-test: setup lint ## Run everything: style, types, import contracts, all tests. Nothing may be skipped.
+test: ## Run everything: style, types, import contracts, all tests. Nothing may be skipped.
+	@$(MAKE) --no-print-directory --jobs=2 setup lint
 	@rm -rf .cache/reports && mkdir -p .cache/reports
 	$(BIN)/pytest -n 3 -m "not heavy" --junit-xml=.cache/reports/tests.xml
-	$(BIN)/pytest -n 2 --dist loadfile -m "heavy and not alone" --junit-xml=.cache/reports/heavy.xml
+	$(BIN)/pytest -n 3 --dist loadfile -m "heavy and not alone" --junit-xml=.cache/reports/heavy.xml
 	$(BIN)/pytest -m alone --junit-xml=.cache/reports/alone.xml
 	$(BIN)/python tools/no_skips.py .cache/reports/{tests,heavy,alone}.xml
 
@@ -48,7 +49,7 @@ prove: setup ## Run the fault tests at full counts (takes long); results go to b
 	$(BIN)/pytest --prove -m heavy
 	$(BIN)/python -m tools.plant_faults
 
-lint: setup ## Check style, types and import contracts.
+lint: $(VENV)/.dev $(VENV)/.nestor ## Check style, types and import contracts.
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.faces.fake_stack import ESCAPES, HOSTILE, Cli, FakeStack, Reply, refusal
+from tests.faces.fake_stack import ESCAPES, HOSTILE, KEY, Cli, FakeStack, Reply, refusal
 
 SCOPES = "admin, approve, metrics, model, read, service, submit, task:<id>"
 FIRST = "01a203aa-4725-7fd3-bcca-95852eec306a"
@@ -103,6 +103,15 @@ def test_an_unknown_scope_ends_with_2_and_all_that_there_are(
     done = cli("key", "create", "--name", "x", "--scope", "read", "--scope", "bogus")
     assert (done.returncode, done.stdout) == (2, "")
     assert f"scopes.1: {why}" in done.stderr
+
+
+def test_a_key_of_the_environment_is_named_as_such(cli: Cli) -> None:
+    assert (cli("key").stdout, cli("key").stderr) == (f"{KEY}\n", "")
+    cli.extra["NESTOR_API_KEY"] = "a-wrong-key-of-the-test"
+    shown = cli("key")
+    assert shown.stdout == "a-wrong-key-of-the-test\n"
+    assert str(cli.home / "api-key") in shown.stderr
+    assert shown.stderr.endswith("env -u NESTOR_API_KEY nestor key\n")
 
 
 def test_a_secret_goes_to_standard_output_alone(stack: FakeStack, cli: Cli) -> None:

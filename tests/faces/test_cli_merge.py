@@ -127,6 +127,56 @@ def test_a_conflict_is_left_as_git_leaves_it(
     git(repo, "merge", "--abort")
 
 
+def test_a_merge_that_git_refuses_before_it_begins_leaves_nothing_to_mend(
+    stack: FakeStack, user: Cli, repo: Path
+) -> None:
+    tell(stack, repo)
+    known, user.extra = (
+        user.extra,
+        dict.fromkeys(("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"), "/dev/null"),
+    )
+    git(repo, "config", "user.useConfigOnly", "true")
+    nobody = user("merge", "t1")
+    user.extra = known
+    git(repo, "switch", "-q", "nestor/t1")
+    (repo / "new.txt").write_text("of the task\n")
+    git(repo, "add", "new.txt")
+    git(repo, "commit", "-qm", "t1: iteration 3")
+    git(repo, "switch", "-q", "main")
+    (repo / "new.txt").write_text("mine\n")
+    tell(stack, repo)
+    in_the_way = [
+        user("merge", "t1", *one) for one in (["--squash"], ["--no-commit"], [])
+    ]
+    for done in (nobody, *in_the_way):
+        assert done.returncode == 1, done.stdout
+        assert "nothing was merged" in done.stderr
+        assert "--abort" not in done.stderr
+    assert git(repo, "status", "--short") == "?? new.txt\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "then", "undo"),
+    [
+        ([], "it and `git commit`,", "merge --abort"),
+        (["--no-commit"], "it, `git commit` when", "merge --abort"),
+        (["--squash"], "it and `git commit`,", "reset --merge"),
+    ],
+)
+def test_what_a_conflict_advises_can_be_run(
+    stack: FakeStack, user: Cli, repo: Path, options: list[str], then: str, undo: str
+) -> None:
+    (repo / "calc.py").write_text("x = 7\n")
+    git(repo, "commit", "-qam", "mine")
+    tell(stack, repo)
+    done = user("merge", "t1", *options)
+    assert done.returncode == 1
+    assert then in done.stderr
+    assert f"undo it with `git {undo}`" in done.stderr
+    git(repo, *undo.split())
+    assert git(repo, "status", "--short") == ""
+
+
 def test_hooks_of_the_user_run(stack: FakeStack, user: Cli, repo: Path) -> None:
     hook = repo / ".git" / "hooks" / "commit-msg"
     hook.write_text("#!/bin/sh\necho 'Hook: ran' >> \"$1\"\n")
@@ -151,5 +201,9 @@ def test_a_diff_of_one_iteration_its_size_and_as_a_patch(
     stack.says("GET", "/tasks/t1/diff", Reply(200, text, "text/plain"))
     assert cli("diff", "t1", "--patch", "p").returncode == 0
     assert (tmp_path / "p").read_text() == text
+    stack.says("GET", "/tasks/t1/diff", Reply(200, "", "text/plain"))
+    none = cli("diff", "t1", "--patch", "none.patch")
+    assert (none.returncode, "changed nothing" in none.stderr) == (1, True)
+    assert not (tmp_path / "none.patch").exists()
     stack.says("GET", "/tasks/t1/diff", refusal(404, "there is no 9"))
     assert cli("diff", "t1", "--iteration", "9").returncode == 2

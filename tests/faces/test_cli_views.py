@@ -199,10 +199,18 @@ def test_diff_reaches_git_apply_byte_for_byte(stack: FakeStack, cli: Cli) -> Non
 def test_approve_sends_an_answer_and_never_a_default(
     stack: FakeStack, cli: Cli, args: list[str]
 ) -> None:
+    asks = {"id": "host-1", "what": "May it reach a.b:1?", "kind": "host"}
+    asks |= {"subject": "a.b:1"}
+    stack.says("GET", "/tasks/t1", Reply(200, task("running", questions=[asks])))
     stack.says("POST", "/tasks/t1/approve", Reply(202, {"status": "queued"}))
-    assert cli("approve", "t1", *args).returncode == 0
+    done = cli("approve", "t1", *args)
+    assert done.returncode == 0
+    assert "asks: May it reach a.b:1?" in done.stdout
     body = {"approved": not args, "note": "no" if args else None}
-    assert stack.asked[0]["body"] == body
+    # What was shown is what is answered, whatever else is asked meanwhile.
+    assert stack.asked[-1]["body"] == {**body, "action": "host-1"}
+    assert cli("approve", "t1", "--json", *args).returncode == 0
+    assert stack.asked[-1]["body"] == body
 
 
 # Doctor.

@@ -167,6 +167,15 @@ def test_wrong_choices_and_absent_things_are_sentences(
     assert "no tasks yet" in cli("status").stdout
 
 
+def test_every_option_of_submit_says_what_it_is(cli: Cli) -> None:
+    cli.extra["COLUMNS"] = "200"
+    shown = cli("submit", "--help").stdout
+    rows = [row for row in shown.splitlines() if re.search(r"--[a-z]", row)]
+    for name in ("--max-iterations", "--budget-tokens", "--budget-seconds"):
+        (row,) = [row for row in rows if name in row]
+        assert "Most " in row or "Longest " in row
+
+
 def test_a_link_given_to_kb_add_is_refused(stack: FakeStack, cli: Cli) -> None:
     (cli.cwd / "link.md").symlink_to("/etc/passwd")
     done = cli("kb", "add", "link.md")
@@ -232,6 +241,7 @@ def test_a_failed_setup_shows_the_command_the_useful_lines_and_a_remedy(
     assert "| line 39\n" in shown
     assert "| line 20\n" not in shown
     assert "mend that command" in shown
+    assert "under another --id" in shown
 
 
 def test_what_went_on_is_shown_in_its_order_and_a_failed_agent_with_its_output(

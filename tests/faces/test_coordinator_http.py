@@ -275,6 +275,8 @@ async def test_an_upstreams_error_gets_the_right_status(
             )
             assert (got, headers["content-type"]) == (status, "application/json")
             assert body["error"]["message"].count("local: HTTP") == 1
+            final = rule.status == 401
+            assert headers.get("x-should-retry") == ("false" if final else None)
     if status == 429:
         assert headers["retry-after"] == "9"
 

@@ -294,7 +294,7 @@ FAULTS = (
         (
             (
                 "ralph/sealing.py",
-                "spec.sandbox.processes > SandboxSpec().processes",
+                "limits.processes > SandboxSpec().processes",
                 "False",
             ),
         ),
@@ -391,8 +391,8 @@ FAULTS = (
         (
             (
                 "ralph/service.py",
-                "task = msgspec.structs.replace(task, spec=followed(task.spec))",
-                "pass",
+                "spec=followed(task.spec),",
+                "spec=task.spec,",
             ),
         ),
         (RO, "-k", "link_when_it"),

@@ -70,11 +70,11 @@ FAULTS = (
         (
             (
                 "ralph/environment.py",
-                "    for path in files:\n",
-                "    for path in ():\n",
+                "tree_id\n        if files is None",
+                "''\n        if files is None",
             ),
         ),
-        (CHEATS, "-k", "environment"),
+        ("tests/unit/test_environment.py", "-k", "serves_again"),
     ),
     Fault(
         "the Makefile of a check is the agent's",
@@ -126,8 +126,8 @@ FAULTS = (
         (
             (
                 "ralph/protection.py",
-                "[*RUNNER_FILES, *build_files, *tests, *named]",
-                "[*build_files, *tests, *named]",
+                "_anywhere([*RUNNER_FILES, *build_files, *_linters(spec)])",
+                "_anywhere([*build_files, *_linters(spec)])",
             ),
         ),
         (CHEATS, "-k", "replaces or sitecustomize"),
@@ -210,5 +210,32 @@ FAULTS = (
             ),
         ),
         ("tests/unit/test_cancellation.py",),
+    ),
+    Fault(
+        "loop: only errors count as the same twice",
+        (
+            (
+                "ralph/decision.py",
+                "    *(Outcome.TIMEOUT, Outcome.BLOCKED),\n",
+                "",
+            ),
+        ),
+        ("tests/unit/test_decision.py", "-k", "same_twice"),
+    ),
+    Fault(
+        "loop: a marker makes each block another",
+        (("ralph/verification.py", r"nestor-blocked-\S+|", ""),),
+        ("tests/system/test_verified_or_not.py", "-k", "twice_alike"),
+    ),
+    Fault(
+        "loop: to say nothing twice is to say the same",
+        (
+            (
+                "ralph/turns.py",
+                "silent or agent.unanswered",
+                "agent.unanswered",
+            ),
+        ),
+        ("tests/system/test_verified_or_not.py", "-k", "says_nothing_before"),
     ),
 )

@@ -23,8 +23,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             (
                 "backends/agents/aider.py",
-                "failed = None if _AGAIN.search(after) else text_of(error[0])",
-                "failed = None",
+                "            failed = text_of(last[0][0])",
+                "            failed = None",
             ),
         ),
         (_ENDS, "-k", "aider"),

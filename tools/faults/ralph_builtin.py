@@ -11,8 +11,75 @@ _ASKING = "tests/unit/test_builtin_asking.py"
 _BRIEF = "tests/unit/test_brief.py"
 _PEOPLE = "tests/system/test_asking.py"
 _ATTACKS = "tests/system/attacks/test_agents.py"
+_MODEL_WINDOW = "tests/system/test_model_window.py::"
 
 FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "ralph builtin: the Coordinator does not say how much a model takes",
+        (
+            (
+                "web/models.py",
+                'shown["context_window"] = window',
+                "pass",
+            ),
+        ),
+        (f"{_MODEL_WINDOW}test_a_long_first_message_is_shortened_to_what_the_model_is_told_to_take",),
+    ),
+    Fault(
+        "ralph builtin: of several models the first one's window is told",
+        (
+            (
+                "coordinator/selection.py",
+                "return min((tokens for tokens in known if tokens), default=None)",
+                "return known[0] if known else None",
+            ),
+        ),
+        (f"{_MODEL_WINDOW}test_models_tells_the_least_window_of_those_that_may_be_asked",),
+    ),
+    Fault(
+        "ralph builtin: llama.cpp's window is not known",
+        (
+            (
+                "wiring/models.py",
+                "CONTEXT_TOKENS if settings.starts_llama_cpp else None",
+                "None",
+            ),
+        ),
+        (f"{_MODEL_WINDOW}test_a_model_that_nestor_runs_itself_has_the_window_that_it_is_loaded_with",),
+    ),
+    Fault(
+        "ralph builtin: a first message that is too long is sent all the same",
+        (
+            (
+                "backends/agents/builtin_program/window.py",
+                "if self._tokens() > most:",
+                "if False:",
+            ),
+        ),
+        ("tests/unit/test_builtin_window.py", "-k", "task_without_parts or by_its_rank"),
+    ),
+    Fault(
+        "ralph builtin: the goal is shortened like anything else",
+        (
+            (
+                "backends/agents/builtin_program/window.py",
+                "0 if reference else 2 if n == 0 else 1",
+                "0 if reference else 1",
+            ),
+        ),
+        (f"{_MODEL_WINDOW}test_a_long_first_message_is_shortened_to_what_the_model_is_told_to_take",),
+    ),
+    Fault(
+        "ralph builtin: context is worth as much as what failed",
+        (
+            (
+                "backends/agents/builtin_program/window.py",
+                "0 if reference else 2 if n == 0 else 1",
+                "2 if n == 0 else 1",
+            ),
+        ),
+        ("tests/unit/test_builtin_window.py", "-k", "by_its_rank"),
+    ),
     Fault(
         "ralph builtin: an edit takes the first of several places",
         ((f"{_P}/files.py", "    if found != 1:\n", "    if not found:\n"),),
@@ -167,5 +234,11 @@ FAULTS: tuple[Fault, ...] = (
         "ralph builtin: a marker within a marker ends the block",
         (("ralph/brief.py", 'while re.search("</?context>", text):', 'if re.search("</?context>", text):'),),
         (_BRIEF, "-k", "block"),
+    ),
+    Fault(
+        "ralph builtin: half of a character in a command ends the agent",
+        ((f"{_P}/acting.py", "return len(command.encode()) < _LINE_BYTES",
+          'return len(command.encode("utf-8", "replace")) < _LINE_BYTES'),),
+        (_AGENT, "-k", "wrong_calls"),
     ),
 )  # fmt: skip

@@ -4,6 +4,8 @@ from tools.faults.fault import Fault
 
 HOOK = "tests/system/test_stop_hook.py::"
 MERGE = "tests/faces/test_cli_merge.py::"
+STEER = "tests/faces/test_steering.py::"
+WATCH = "tests/faces/test_cli_watch.py::"
 TAIL = "tests/unit/test_tailing.py::"
 LIVE = "tests/system/test_live_stream.py::"
 WATCH = "tests/faces/test_cli_watch.py::"
@@ -89,6 +91,108 @@ FAULTS: tuple[Fault, ...] = (
             ),
         ),
         (f"{MERGE}test_what_is_not_verified_dirty_or_moved_is_refused",),
+    ),
+    Fault(
+        "ralph people: a merge that never began is to be undone",
+        (("cli/merge.py", "    if not left:\n", "    if left is None:\n"),),
+        (
+            f"{MERGE}test_a_merge_that_git_refuses_before_it_begins_leaves_nothing_to_mend",
+        ),
+    ),
+    Fault(
+        "ralph people: a hook that checks nothing is installed",
+        (
+            (
+                "cli/hook.py",
+                "    if check and task is None:\n",
+                "    if task is None:\n",
+            ),
+        ),
+        (f"{HOOK}test_a_hook_that_would_check_nothing_is_not_installed",),
+    ),
+    Fault(
+        "ralph people: a hook without checks is silent",
+        (
+            (
+                "cli/hook.py",
+                'return Answer(message=f"nestor: not checked: {_NO_CHECKS}")',
+                "return Answer()",
+            ),
+        ),
+        (f"{HOOK}test_what_is_committed_says_what_is_checked",),
+    ),
+    Fault(
+        "ralph people: the hook answers before a tool is used",
+        (
+            (
+                "cli/hook.py",
+                '"Stop")) not in _STOPS:',
+                '"Stop")) not in {name}:',
+            ),
+        ),
+        (f"{HOOK}test_another_hook_than_stop_is_answered_with_nothing",),
+    ),
+    Fault(
+        "ralph people: a silent wait hides that a person is asked",
+        (
+            (
+                "cli/watch.py",
+                'elif event.kind == "approval" and',
+                'elif event.kind == "" and',
+            ),
+        ),
+        (f"{WATCH}test_a_silent_wait_says_that_a_person_is_waited_for",),
+    ),
+    Fault(
+        "ralph people: a silent wait asks for what was answered",
+        (
+            (
+                "cli/watch.py",
+                'if name not in [one.get("id") for one in task.get("questions") or []]:',
+                "if name is None:",
+            ),
+        ),
+        (f"{WATCH}test_a_silent_wait_says_that_a_person_is_waited_for",),
+    ),
+    Fault(
+        "ralph people: a submit that begins nothing looks like one that does",
+        (
+            (
+                "cli/tasks.py",
+                "    if ended(reply):\n        if",
+                "    if False:\n        if",
+            ),
+        ),
+        (f"{STEER}test_a_submit_that_meets_an_ended_task_begins_nothing_and_says_so",),
+    ),
+    Fault(
+        "ralph people: a grant to an ended task reads like a refusal",
+        (
+            (
+                "cli/steering.py",
+                "    if done and ended(reply):",
+                "    if not done and ended(reply):",
+            ),
+        ),
+        (f"{STEER}test_who_grants_or_answers_is_told_what_was_done_and_what_is_next",),
+    ),
+    Fault(
+        "ralph people: which of several questions is not shown",
+        (("cli/steering.py", "    if len(asked) > 1:", "    if len(asked) > 9:"),),
+        (f"{STEER}test_who_grants_or_answers_is_told_what_was_done_and_what_is_next",),
+    ),
+    Fault(
+        "ralph people: the same error twice is not named",
+        (
+            (
+                "ralph/recording.py",
+                "next(filter(_TELLING.search, lines), lines[-1])",
+                "lines[0]",
+            ),
+        ),
+        (
+            "tests/system/test_verified_or_not.py::test_an_agent_that_fails_alike_twice_is_stopped",
+        ),
     ),
     Fault(
         "ralph people: a patch leaves binary files out silently",

@@ -103,6 +103,7 @@ def ralph(
     import tempfile  # noqa: PLC0415
 
     from nestor.telemetry.logs import configure  # noqa: PLC0415
+    from nestor.web.serve import event_loop  # noqa: PLC0415
     from nestor.wiring.loop_cost import measure  # noqa: PLC0415
 
     configure("console", sys.stderr, level=logging.ERROR)
@@ -113,7 +114,11 @@ def ralph(
     ):
         home = Path(folder) / "home"
         say = (lambda _: None) if as_json else going_on
-        cost = asyncio.run(measure(home, iterations=iterations, starts=starts, say=say))
+        # On the event loop of `nestor up`: what a child process costs depends on it.
+        with asyncio.Runner(loop_factory=event_loop) as runner:
+            cost = runner.run(
+                measure(home, iterations=iterations, starts=starts, say=say)
+            )
     if as_json:
         print_json(_plain(cost))
         return

@@ -134,27 +134,30 @@ class Stack:
         return self._decode(layer, reply, raw)
 
     def stream(
-        self, layer: str, path: str, *, until: str = _END
+        self, layer: str, path: str, *, until: str = _END, quiet_s: float | None = None
     ) -> Iterator[ServerEvent]:
         """Yield the events of a stream up to the first one named ``until``.
 
         ``end`` alone: up to the one after which the stack closes it, as a task that was
         begun again has several. A cut connection is resumed after the last event seen, so none is missed or repeated.
+        ``quiet_s``: no longer than till nothing came for so long: what there is by now.
         Raises ``Unavailable`` after 20 resumes in a row without an event.
         """
         last, failures, ended = "", 0, False
         while True:
             try:
-                for event in self._one_stream(layer, path, last):
+                for event in self._one_stream(layer, path, last, quiet_s):
                     failures = 0
                     last = event.id or last
                     ended = event.kind == until
                     yield event
                     if ended and until != _END:
                         return
-                if ended:
+                if ended or quiet_s:
                     return
-            except Unavailable:
+            except Unavailable as error:
+                if quiet_s and isinstance(error.__cause__, TimeoutError):
+                    return
                 if not last or failures >= _RESUMES:
                     raise
             failures += 1
@@ -200,8 +203,10 @@ class Stack:
             raise Unavailable(self._gone("coordinator", e)) from e
         raise Unavailable("the answer broke off before its end")
 
-    def _one_stream(self, layer: str, path: str, last: str) -> Iterator[ServerEvent]:
-        connection = self._connect(layer, 3 * _KEEP_ALIVE_S)
+    def _one_stream(
+        self, layer: str, path: str, last: str, quiet_s: float | None
+    ) -> Iterator[ServerEvent]:
+        connection = self._connect(layer, quiet_s or 3 * _KEEP_ALIVE_S)
         headers = {"Accept": "text/event-stream"}
         if last:
             headers["Last-Event-ID"] = last

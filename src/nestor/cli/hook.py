@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from nestor.cli import hook_settings
 from nestor.cli.client import load_settings
 from nestor.cli.hook_sessions import session_of
+from nestor.cli.inert import one_line
 from nestor.cli.render import Screen
 from nestor.errors import InvalidInput, NestorError
 
@@ -37,6 +38,9 @@ _HOLDS = 2
 _STDIN_BYTES, _STDIN_S = 1024 * 1024, 10.0
 _TAIL_CHARS = 2_000
 _REASON_CHARS = 8_000
+_STOPS = {"Stop", "SubagentStop"}
+"""Hooks of Claude Code at which an agent wants to end."""
+_NO_CHECKS = f"no checks are given: name some with --check, --task or {TASK_FILE}"
 
 
 class _NeverTwo(TyperGroup):
@@ -162,6 +166,12 @@ def _told() -> dict[str, Any]:
             err=True,
         )
         raise typer.Exit(1)
+    # To another hook the same answer means something else: "block" forbids a tool.
+    if (name := told.get("hook_event_name", "Stop")) not in _STOPS:
+        said = f"this answers a Stop hook, and was called as {one_line(name, 80)}"
+        put = "put it under Stop in the settings, or run: nestor hook install"
+        typer.echo(f"nestor hook stop: {said}; {put}", err=True)
+        raise typer.Exit(1)
     return told
 
 
@@ -193,7 +203,7 @@ def _answer(
 
     held = asyncio.run(look())
     if held is None:
-        return Answer()
+        return Answer(message=f"nestor: not checked: {_NO_CHECKS}")
     sessions = settings.home / "hook" / "sessions"
     return _decided(told, held, sessions, max_blocks=max_blocks)
 
@@ -341,8 +351,10 @@ def install(
         *(("--limit-s", f"{limit_s:g}") if limit_s != LIMIT_S else ()),
         *(("--max-blocks", str(max_blocks)) if max_blocks != MAX_BLOCKS else ()),
     ]
-    path = top_of(project) / ".claude" / "settings.json"
-    change = hook_settings.with_hook(path, options, limit_s=limit_s)
+    top = top_of(project)
+    _refuse_unchecked(top, check, task)
+    path = top / ".claude" / "settings.json"
+    change = hook_settings.with_hook(path, options, limit_s=limit_s, top=top)
     screen = Screen()
     if only_print:
         screen.line(change.after.rstrip())
@@ -353,3 +365,15 @@ def install(
     screen.diff(change.diff)
     change.write()
     screen.line(f"written to {path}; Claude Code reads it when a session begins")
+
+
+def _refuse_unchecked(top: Path, check: list[str] | None, task: Path | None) -> None:
+    """Raise ``InvalidInput`` for a hook that would find nothing to check."""
+    if check and task is None:
+        return
+    path = top / (task or TASK_FILE)
+    if path.is_file():
+        return
+    if task is None:
+        raise InvalidInput.at("--check", f"{_NO_CHECKS}; {path} does not exist")
+    raise InvalidInput.at("--task", f"{path} does not exist")

@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -21,6 +23,8 @@ class Change:
     """A settings file as it is (None: there is none) and as it should be."""
 
     path: Path
+    real: Path
+    """Where its links lead."""
     before: str | None
     after: str
 
@@ -38,22 +42,31 @@ class Change:
 
     def write(self) -> None:
         """Replace the file, whole or not at all. Raises ``OSError``."""
-        self.path.parent.mkdir(exist_ok=True)
-        real = self.path.resolve()
-        new = real.with_name(f"{real.name}.new")
-        new.write_text(self.after)
-        if real.exists():
-            shutil.copymode(real, new)
-        new.replace(real)
+        self.real.parent.mkdir(exist_ok=True)
+        # A name that nobody knows, made by us alone: whoever made the repository may have
+        # left a link in the place of any name that can be guessed.
+        new = self.real.with_name(f".{self.real.name}.{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(new, flags, 0o666), "w") as file:
+                file.write(self.after)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.before is not None:
+                shutil.copymode(self.real, new, follow_symlinks=False)
+            new.replace(self.real)
+        finally:
+            new.unlink(missing_ok=True)
 
 
-def with_hook(path: Path, options: list[str], *, limit_s: float) -> Change:
+def with_hook(path: Path, options: list[str], *, limit_s: float, top: Path) -> Change:
     """Return the settings with the hook in them; ours from before is replaced.
 
-    Raises ``InvalidInput`` for settings that are not what Claude Code takes: they are
-    for their owner to mend.
+    Raises ``InvalidInput`` for settings that are not what Claude Code takes, and for such
+    as lie outside of ``top``, the repository: they are for their owner to mend.
     """
-    before = path.read_text() if path.exists() else None
+    real = _within(path, top)
+    before = real.read_text() if real.exists() else None
     settings = _read(path, before)
     hook = {
         "type": "command",
@@ -76,7 +89,21 @@ def with_hook(path: Path, options: list[str], *, limit_s: float) -> Change:
     after = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     if before is not None and json.loads(before) == settings:
         after = before
-    return Change(path, before, after)
+    return Change(path, real, before, after)
+
+
+def _within(path: Path, top: Path) -> Path:
+    """Follow the links of a path that ends in a file, or in nothing yet, below ``top``."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InvalidInput(f"{path} cannot be followed: {error}") from error
+    if not real.is_relative_to(top.resolve()):
+        why = f"{path} is a link that leads out of the repository, to {real}"
+        raise InvalidInput(f"{why}; put a file in its place first")
+    if real.exists() and not real.is_file():
+        raise InvalidInput(f"{path} is no file; mend it first")
+    return real
 
 
 def _command(options: list[str]) -> str:

@@ -42,6 +42,10 @@ def key(context: typer.Context) -> None:
             " — start the stack with: nestor up"
         )
     typer.echo(found)
+    # It may be the stack's own, which was started with it; or an old or mistyped one.
+    if settings.api_key is not None and (path := key_file(settings)).exists():
+        said = f"this is NESTOR_API_KEY; the key in {path} is printed by:"
+        typer.echo(inert(f"{said} env -u NESTOR_API_KEY nestor key"), err=True)
 
 
 @app.command(

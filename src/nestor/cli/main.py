@@ -20,6 +20,7 @@ from nestor.cli import (
     hook,
     keys,
     knowledge,
+    logs,
     mcp,
     merge,
     models,
@@ -63,7 +64,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the thing failed (or is not verified), 2 usage,"
     " 3 unreachable, 4 refused, 130 interrupted.",
 )
-for module in (stack, page, tasks, merge, steering, ask, spend, mcp):
+for module in (stack, page, tasks, logs, merge, steering, ask, spend, mcp):
     module.add_to(app)
 app.add_typer(knowledge.app)
 app.add_typer(models.app)

@@ -56,6 +56,8 @@ def diff(
     text = str(found.get("diff", "") if isinstance(found, dict) else found or "")
     screen = Screen()
     if patch is not None:
+        if not text.strip():
+            raise Conflict(f"task {task_id} changed nothing: no patch was written")
         _write(patch, text)
         screen.line(f"written to {patch}: apply it with: git apply {patch}")
     elif stat:
@@ -143,21 +145,38 @@ def merge(
     message = _message(task, branch)
     # A squash never commits by itself, and takes no message.
     said = [] if squash else ["-m", message]
-    git.visibly(
-        ["merge", *how, *(["--no-commit"] if no_commit else []), *said, branch],
-        failed="git left the merge as it stands: mend what conflicts, `git add` it and"
-        f" `{'git commit' if not no_commit else 'git commit when it is right'}`, or undo"
-        f" it with `git {'reset --merge' if squash else 'merge --abort'}`",
-    )
-    if squash and not no_commit:
-        git.visibly(
-            ["commit", "-m", message],
-            failed="the change is in the index, and git did not commit it: mend that and"
-            " `git commit`, or undo it with `git reset --merge`",
+    wanted = ["merge", *how, *(["--no-commit"] if no_commit else []), *said, branch]
+    if not git.visibly(wanted):
+        raise Conflict(_unmerged(git, squash=squash, no_commit=no_commit))
+    if squash and not no_commit and not git.visibly(["commit", "-m", message]):
+        raise Conflict(
+            "the change is in the index, and git did not commit it: mend that and"
+            " `git commit`, or undo it with `git reset --merge`"
         )
     where = git.read("rev-parse", "--abbrev-ref", "HEAD")
     done = "is in the tree, not committed" if no_commit else f"is in {where}"
     screen.line(f"{branch} {done}", "verified" if task.get("success") else "warn")
+
+
+def _unmerged(git: "_Git", *, squash: bool, no_commit: bool) -> str:
+    """Say what a merge that failed has left, and what to do; the tree was clean before."""
+    # A squash leaves no MERGE_HEAD, only its conflicts.
+    left = (
+        git.read("status", "--porcelain", "--untracked-files=no")
+        if squash
+        else git.ok("rev-parse", "--verify", "--quiet", "MERGE_HEAD")
+    )
+    if not left:
+        return (
+            "nothing was merged, and nothing is left of it: git refused, as it says"
+            " above; mend that and run the same again"
+        )
+    then = ", `git commit` when it is right" if no_commit else " and `git commit`"
+    undo = "git reset --merge" if squash else "git merge --abort"
+    return (
+        "git left the merge as it stands: mend what conflicts, `git add` it"
+        f"{then}, or undo it with `{undo}`"
+    )
 
 
 def _refuse_unfinished(task: dict[str, Any], *, unverified: bool) -> None:
@@ -223,11 +242,10 @@ class _Git:
         """Tell whether a command that answers by its exit code says yes."""
         return self._run(list(arguments), capture_output=True).returncode == 0
 
-    def visibly(self, arguments: list[str], *, failed: str) -> None:
-        """Run it before the user's eyes; raises ``Conflict`` when it fails."""
+    def visibly(self, arguments: list[str]) -> bool:
+        """Run it before the user's eyes, and tell whether it went well."""
         sys.stdout.flush()
-        if self._run(arguments, capture_output=False).returncode:
-            raise Conflict(failed)
+        return self._run(arguments, capture_output=False).returncode == 0
 
     def _run(
         self, arguments: list[str], *, capture_output: bool

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from nestor.cli.asked import show_question, show_questions
 from nestor.cli.client import Stack, task_path
 from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json
-from nestor.cli.standing import standing
+from nestor.cli.standing import ended, standing
 from nestor.cli.tasks import money
 from nestor.errors import InvalidInput
 
@@ -138,10 +139,13 @@ def approve(
     as_json: _JSON = False,
 ) -> None:
     """Answer what a task asks a person: let it, or refuse it."""
+    if not as_json:
+        action = _shown(task_id, action)
     body: dict[str, Any] = {"approved": not reject, "note": note}
     if action is not None:
         body["action"] = action
-    _say(task_id, _post(task_id, "approve", body), as_json=as_json)
+    done = "refused" if reject else "approved"
+    _say(task_id, _post(task_id, "approve", body), as_json=as_json, done=done)
 
 
 def grant(
@@ -160,7 +164,8 @@ def grant(
 ) -> None:
     """Allow a task's sandbox more than its file says, from its next iteration on."""
     body = _given(host=host, path=path, network=network, note=note)
-    _say(task_id, _post(task_id, "grant", body), as_json=as_json)
+    done = f"granted {one_line(host or path or network or '', 200)}"
+    _say(task_id, _post(task_id, "grant", body), as_json=as_json, done=done)
 
 
 def audit(
@@ -203,10 +208,29 @@ def audit(
             )
             for one in found["entries"]
         ],
-        empty="nobody has decided anything yet",
+        empty=f"nothing after entry {after}"
+        if after
+        else "nobody has decided anything yet",
     )
     if found.get("next") is not None:
         screen.line(f"more with: nestor audit --after {found['next']}", "note")
+
+
+def _shown(task_id: str, action: str | None) -> str | None:
+    """Print what is answered before it is; returns its id, so that no other one is."""
+    task = Stack.find().call("ralph", "GET", task_path(task_id))
+    asked = [
+        one for one in task.get("questions") or [] if action in {None, one.get("id")}
+    ]
+    if len(asked) > 1:
+        show_questions(Screen(), task)
+        raise InvalidInput.at(
+            "--action", f"task {task_id} asks several things; name one, as shown above"
+        )
+    for one in asked:
+        show_question(Screen(), task, one)
+    # Of none the stack says so.
+    return asked[0].get("id") if asked else action
 
 
 def _post(task_id: str, what: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -220,16 +244,24 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _say(task_id: str, reply: dict[str, Any], *, as_json: bool) -> None:
+def _say(task_id: str, reply: dict[str, Any], *, as_json: bool, done: str = "") -> None:
+    """Print where a task stands now; ``done``: what was decided of it in its past form."""
     if as_json:
         print_json(reply)
         return
     screen = Screen()
-    screen.line(f"task {task_id}: {standing(reply)}")
-    if reply.get("detail"):
+    now = standing(reply)
+    screen.line(f"task {task_id}: {f'{done}; it is {now}' if done else now}")
+    if done and ended(reply):
+        # Why it ended long before would read as the answer to this.
+        if done != "refused":
+            go_on = f"nestor resume {task_id}"
+            screen.line(f"  it has ended: let it go on with that by: {go_on}", "note")
+    elif reply.get("detail"):
         screen.line(f"  {one_line(str(reply['detail']), 400)}", "note")
-    for question in reply.get("questions") or []:
-        screen.line(f"  asks: {question.get('id')}: {question.get('what')}", "warn")
+    elif done.startswith("granted") and now == "running":
+        screen.line("  it holds from its next iteration on", "note")
+    show_questions(screen, {"task_id": task_id, **reply})
 
 
 def _budget(

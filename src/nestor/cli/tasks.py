@@ -6,15 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
+from nestor.cli.asked import show_questions
 from nestor.cli.client import Stack, task_path
 from nestor.cli.flags import flags
 from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, print_json, seconds, usd
-from nestor.cli.standing import doing, iteration, none_of, standing
+from nestor.cli.standing import (
+    doing,
+    ended,
+    ended_before,
+    how_to_go_on,
+    iteration,
+    none_of,
+    standing,
+)
 from nestor.cli.task_file import checked_body, read_task_file, refusals_explained
 from nestor.cli.verdicts import show_verdicts
-from nestor.cli.watch import follow, show_detail, show_end, show_questions, tail_of
-from nestor.errors import InvalidInput
+from nestor.cli.watch import follow, show_detail, show_end, tail_of
+from nestor.errors import Conflict, InvalidInput
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _TASK = Annotated[str, typer.Argument(help="Task id, as `nestor submit` printed it.")]
@@ -66,7 +75,7 @@ def submit(
         typer.Option(help="Command that must pass for the task to be verified."),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Agent: builtin or command.")
+        str | None, typer.Option(help="Agent; `nestor agents list` names them.")
     ] = None,
     setup: Annotated[
         list[str] | None,
@@ -75,12 +84,18 @@ def submit(
     command: Annotated[
         str | None, typer.Option(help="What backend `command` runs.")
     ] = None,
-    max_iterations: Annotated[int | None, typer.Option(min=1)] = None,
+    max_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Most turns of the agent.")
+    ] = None,
     budget_usd: Annotated[
         str | None, typer.Option(help="Most money to spend, in USD.")
     ] = None,
-    budget_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    budget_seconds: Annotated[float | None, typer.Option(min=0)] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of models to use.")
+    ] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Longest time to work, in seconds.")
+    ] = None,
     priority: _PRIORITY = None,
     phase: Annotated[
         int | None, typer.Option(min=0, help="Number to group tasks by; see status.")
@@ -137,21 +152,39 @@ def submit(
         reply = stack.call("ralph", "POST", "/submit", body=checked_body(task))
     made = str(reply["task_id"])
     if not (wait or watch_):
-        if as_json:
-            print_json(reply)
-            return
-        screen.line(f"task {made}: {reply.get('status')}")
-        if reply.get("status") == "awaiting_approval":
-            who = "somebody whose key has the scope approve"
-            screen.line(f"it waits until {who} runs: nestor approve {made}", "warn")
-        elif reply.get("waits_for"):
-            screen.line(f"it {one_line(reply.get('detail') or '', 400)}", "note")
-        screen.line(f"watch it: nestor watch {made}", "note")
+        _accepted(screen, reply, as_json=as_json)
         return
     quiet = as_json or not watch_
     if not as_json:
         screen.line(f"task {made}")
+    if ended(reply):
+        typer.echo(inert(ended_before(reply)), err=True)
     _end(stack, screen, made, quiet=quiet, as_json=as_json)
+
+
+def _accepted(screen: Screen, reply: dict[str, Any], *, as_json: bool) -> None:
+    """Say what became of a submit.
+
+    Raises ``Conflict`` when it met a task that has ended, and not well.
+    """
+    made = reply["task_id"]
+    if as_json:
+        print_json(reply)
+    if ended(reply):
+        if reply.get("status") != "verified":
+            raise Conflict(ended_before(reply))
+        if not as_json:
+            screen.line(ended_before(reply))
+        return
+    if as_json:
+        return
+    screen.line(f"task {made}: {reply.get('status')}")
+    if reply.get("status") == "awaiting_approval":
+        who = "somebody whose key has the scope approve"
+        screen.line(f"it waits until {who} runs: nestor approve {made}", "warn")
+    elif reply.get("waits_for"):
+        screen.line(f"it {one_line(reply.get('detail') or '', 400)}", "note")
+    screen.line(f"watch it: nestor watch {made}", "note")
 
 
 def watch(task_id: _TASK) -> None:
@@ -271,6 +304,8 @@ def show_task(screen: Screen, task: dict[str, Any]) -> None:
     if task.get("detail") and task["detail"] not in asked:
         show_detail(screen, str(task["detail"]))
     show_questions(screen, task)
+    if go_on := how_to_go_on(task):
+        screen.line(f"  {go_on}", "note")
     if task.get("status") in {"failed", "exhausted"} and task.get("output"):
         screen.line("  last words of the agent:")
         for row in tail_of(task["output"]):

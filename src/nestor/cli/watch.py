@@ -1,13 +1,16 @@
 """Follow a task's live stream and say what happens, one line at a time."""
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from nestor.cli.asked import answering, show_questions, show_subject
 from nestor.cli.client import ServerEvent, Stack, task_path
 from nestor.cli.flags import flags
-from nestor.cli.inert import one_line
+from nestor.cli.inert import inert, one_line
 from nestor.cli.render import Screen, seconds, usd
+from nestor.cli.standing import how_to_go_on
 
 _TAIL_LINES = 12
 _SETUP_LINES = 6
@@ -39,7 +42,8 @@ def follow(
 ) -> dict[str, Any]:
     """Follow a task to its end and return it as the stack then shows it.
 
-    ``keep`` gets every event of the stream.
+    ``keep`` gets every event of the stream. ``quiet``: only what a person is asked is
+    said, as a task that waits for that would seem to hang.
     """
     path = task_path(task_id)
 
@@ -53,8 +57,26 @@ def follow(
                 keep.append(event)
             if not quiet:
                 show(event)
+            elif event.kind == "approval" and event.data.get("approved") is None:
+                _say_asked(stack.call("ralph", "GET", path), event.data)
     task: dict[str, Any] = stack.call("ralph", "GET", path)
     return task
+
+
+def _say_asked(task: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Say on standard error what is waited for; nothing when it was answered since."""
+    name = asked.get("approval_id")
+    if name not in [one.get("id") for one in task.get("questions") or []]:
+        return
+    task_id = str(task.get("task_id"))
+    answer = answering(task_id, one_line(name, 80))
+    print(  # noqa: T201 - standard output may be for a program
+        f"task {inert(task_id)} asks: {one_line(asked.get('what', ''), 1000)}\n"
+        f"  it waits for a person: see it with: nestor status {inert(task_id)},"
+        f" answer it with: {inert(answer)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def show_end(screen: Screen, task: dict[str, Any]) -> None:
@@ -72,6 +94,8 @@ def show_end(screen: Screen, task: dict[str, Any]) -> None:
         show_detail(screen, str(task["detail"]))
     if status != "verified":
         show_questions(screen, task)
+    if go_on := how_to_go_on(task):
+        screen.line(f"  {go_on}", "note")
     if task.get("branch"):
         screen.line(
             f"  branch {task['branch']} in {task.get('workspace') or 'scratch'}"
@@ -92,30 +116,17 @@ def show_detail(screen: Screen, detail: str) -> None:
     for line in early[-_USEFUL_LINES:] + lines[-_SETUP_LINES:]:
         screen.line(f"    | {line}", "note", hang=2)
     screen.line(
-        "  mend that command and submit again: it runs with network in a copy of the base,"
-        " and only what it writes to /setup is kept",
+        "  mend that command and submit again, under another --id: it runs with network in"
+        " a copy of the base, and only what it writes to /setup is kept",
     )
 
 
-def answering(task_id: str, question: str) -> str:
-    """Return the command that says yes to a question; ``--reject`` says no."""
-    action = f" --action {question}" if question and question != "start" else ""
-    return f"nestor approve {task_id}{action}"
-
-
-def show_questions(screen: Screen, task: dict[str, Any]) -> None:
-    """Print what nobody has answered, each with the command that does."""
-    for one in task.get("questions") or []:
-        screen.line(f"  asks: {one_line(one.get('what'), 300)}", "warn")
-        name = one_line(one.get("id") or "", 80)
-        answer = answering(str(task.get("task_id")), name)
-        screen.line(f"    answer it with: {answer}", "note")
-
-
 def tail_of(text: object) -> list[str]:
-    """Return the last lines of an output, without blank ones."""
+    """Return the last lines of an output, without blank ones, and how many came before."""
     lines = [line.rstrip() for line in str(text or "").splitlines() if line.strip()]
-    return lines[-_TAIL_LINES:]
+    before = len(lines) - _TAIL_LINES
+    mark = [f"… {before} lines before these: nestor logs"] if before > 0 else []
+    return mark + lines[-_TAIL_LINES:]
 
 
 class _Live:
@@ -187,10 +198,17 @@ class _Live:
         """Say what a person is asked, and how to answer; or the answer."""
         name = one_line(data.get("approval_id") or "", 80)
         if data.get("approved") is None:
-            self._once(
-                f"asks: {one_line(data.get('what', ''), 300)}", "warn", about=name
-            )
-            self._once(f"  answer it with: {answering(self._task_id, name)}", "note")
+            if ("asked", name) in self._said:
+                return
+            self._said.add(("asked", name))
+            self._screen.line(f"asks: {one_line(data.get('what', ''), 1000)}", "warn")
+            if data.get("subject"):
+                show_subject(self._screen, data)
+            else:
+                seen = f"nestor status {self._task_id}"
+                self._screen.line(f"  see all that it brings with: {seen}", "note")
+            answer = answering(self._task_id, name)
+            self._screen.line(f"  answer it with: {answer}", "note")
             return
         answer = "allowed" if data["approved"] else "refused"
         what = one_line(data.get("subject") or name, 200)
@@ -302,7 +320,7 @@ class _Live:
 
     def _output(self, data: dict[str, Any]) -> None:
         text = str(data.get("text") or data.get("output") or data.get("line") or "")
+        if data.get("left_out_bytes"):
+            self._screen.line(f"  > … {data['left_out_bytes']} bytes left out", "note")
         for row in tail_of(text):
             self._screen.line(f"  > {row}", "note")
-        if data.get("left_out_bytes"):
-            self._screen.line(f"  > … {data['left_out_bytes']} bytes more", "note")

@@ -110,6 +110,18 @@ class Selection:
         side = same[0].deployment.side
         return Decision(side=side, confidence=None, reason=reason), same
 
+    def window(self, model: str) -> int | None:
+        """Return how many tokens surely fit, whoever is asked for ``model``; None: unknown.
+
+        The least of what is known of those that may be asked, fallbacks among them.
+        """
+        try:
+            _, order = self.choose(model)
+        except (InvalidInput, NotFound, Unavailable):
+            return None
+        known = [one.deployment.context_window for one in order]
+        return min((tokens for tokens in known if tokens), default=None)
+
     def names(self, kind: Kind | None = None) -> list[str]:
         """What ``model`` may be."""
         names: list[str] = []

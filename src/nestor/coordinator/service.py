@@ -174,6 +174,10 @@ class Coordinator:
         """What ``model`` may be."""
         return self._selection.names()
 
+    def window(self, model: str) -> int | None:
+        """Return how many tokens fit, whoever is asked for ``model``; None: unknown."""
+        return self._selection.window(model)
+
     async def stats(self) -> dict[str, Any]:
         """Routes since the start of this process, all settled calls, breaker states."""
         await self.metering.fold_now()

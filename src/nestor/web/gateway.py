@@ -12,9 +12,10 @@ import msgspec
 from nestor.coordinator.dialects.errors import ID_HEADERS, error_body
 from nestor.coordinator.gateway import Whole
 from nestor.coordinator.limits import Caller
-from nestor.errors import FieldError, InvalidInput
+from nestor.errors import FieldError, InvalidInput, UpstreamError
 from nestor.model.access import Principal
 from nestor.model.routing import BETAS, Dialect
+from nestor.resilience.retry import may_retry
 from nestor.telemetry.trace import current_trace_id
 from nestor.web import errors, wire
 from nestor.web.edge import Message, Receive, Scope, Send
@@ -93,9 +94,21 @@ class ModelCalls:
                 (b"content-length", b"%d" % len(body)),
                 (self._id_header, trace_id.encode()),
                 *told.headers,
+                *_asking_again(error),
             ],
             body,
         )
+
+
+def _asking_again(error: Exception) -> Headers:
+    """Tell a client not to ask again where that is no use, as OpenAI and Anthropic do.
+
+    Their SDKs ask a 502 again by themselves; a key that the model's server refuses stays
+    refused.
+    """
+    if isinstance(error, UpstreamError) and not may_retry(error):
+        return [(b"x-should-retry", b"false")]
+    return []
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -76,7 +76,7 @@ def models(
     names: list[str] = request.app.state.nestor.coordinator.models()
     page, more = _page(names, limit, after_id, before_id)
     if not _is_anthropic(request):
-        return {"object": "list", "data": [_openai(name) for name in page]}
+        return {"object": "list", "data": [_openai(request, name) for name in page]}
     return {
         "data": [_anthropic(name) for name in page],
         "has_more": more,
@@ -103,7 +103,9 @@ def model(request: Request[Any, Any, Any], name: str) -> Response[Any]:
         said = {n.decode(): v.decode() for n, v in headers}
         kind = said.pop("content-type")
         return Response(body, status_code=status, headers=said, media_type=kind)
-    return Response(_anthropic(name) if _is_anthropic(request) else _openai(name))
+    if _is_anthropic(request):
+        return Response(_anthropic(name))
+    return Response(_openai(request, name))
 
 
 def _is_anthropic(request: Request[Any, Any, Any]) -> bool:
@@ -132,8 +134,12 @@ def _place(names: list[str], field: str, name: str) -> int:
     return names.index(name)
 
 
-def _openai(name: str) -> Model:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "nestor"}
+def _openai(request: Request[Any, Any, Any], name: str) -> Model:
+    shown: Model = {"id": name, "object": "model", "created": 0, "owned_by": "nestor"}
+    window: int | None = request.app.state.nestor.coordinator.window(name)
+    if window is not None:
+        shown["context_window"] = window
+    return shown
 
 
 def _anthropic(name: str) -> AnthropicModel:

@@ -83,7 +83,7 @@ class TaskView(TypedDict):
     waits_for: list[str]
     """Those that are not verified yet, of a task that waits for them."""
     waits: str | None
-    """Why a queued task does not run yet, as seen now; None: it does, or is about to."""
+    """Why no worker has it now, as seen; None: one does, or is about to."""
     trace_id: str
 
 
@@ -271,6 +271,8 @@ class Model(TypedDict):
     object: str
     created: int
     owned_by: str
+    context_window: NotRequired[int]
+    """Tokens, question and answer together; only where it is known."""
 
 
 class Models(TypedDict):

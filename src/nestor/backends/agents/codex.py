@@ -20,7 +20,11 @@ class CodexAgent(ProgramAgent):
     name = "codex"
 
     def command(self, brief: Brief) -> AgentCommand:
-        """See AgentBackend.command. The prompt is its stdin."""
+        """See AgentBackend.command. The prompt is its stdin.
+
+        The models' address stands in a file: without isolation it opens them to this
+        task, and every user of the machine can read a command line.
+        """
         provider = {
             "name": "nestor",
             "base_url": brief.model_base_url,
@@ -29,7 +33,7 @@ class CodexAgent(ProgramAgent):
             "request_max_retries": 0,
             "stream_max_retries": 1,
         }
-        inline = ", ".join(f"{name}={json.dumps(v)}" for name, v in provider.items())
+        table = "".join(f"{name} = {json.dumps(v)}\n" for name, v in provider.items())
         return self.launch(
             brief,
             [
@@ -37,12 +41,7 @@ class CodexAgent(ProgramAgent):
                 "--json",
                 "--ephemeral",
                 "--skip-git-repo-check",
-                "--ignore-user-config",
                 "--dangerously-bypass-approvals-and-sandbox",
-                "-c",
-                "model_provider=nestor",
-                "-c",
-                f"model_providers.nestor={{{inline}}}",
                 "-c",
                 "check_for_update_on_startup=false",
                 "-c",
@@ -51,11 +50,17 @@ class CodexAgent(ProgramAgent):
                 "analytics.enabled=false",
                 "-c",
                 "features.unbounded_connection_retries=false",
+                "-c",
+                "features.plugins=false",  # it fetches a list of them at its start
                 "-m",
                 brief.model,
                 "-",
             ],
             env={"NESTOR_MODEL_KEY": KEY},
+            files={
+                ".codex/config.toml": 'model_provider = "nestor"\n'
+                f"[model_providers.nestor]\n{table}"
+            },
         )
 
     def read(self, result: SandboxResult) -> AgentEnd:

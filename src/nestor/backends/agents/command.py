@@ -53,6 +53,7 @@ class CommandAgent:
             env={
                 "NESTOR_TASK_ID": brief.task_id,
                 "NESTOR_ITERATION": str(brief.iteration),
+                "NESTOR_MODEL_BASE_URL": brief.model_base_url,
                 "NESTOR_BLOCK_MARKER": f"nestor-blocked-{nonce}-{self._proof(nonce)}",
             },
             stdin=prompt,

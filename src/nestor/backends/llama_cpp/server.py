@@ -71,6 +71,10 @@ def refuse_model_file(path: Path) -> None:
         raise Misconfigured(message)
 
 
+CONTEXT_TOKENS = 8192
+"""What its model is loaded to take, question and answer together."""
+
+
 class LlamaCppServer:
     """Starts the child, starts it again with growing pauses when it dies, ends it.
 
@@ -83,7 +87,7 @@ class LlamaCppServer:
         model_path: Path,
         *,
         run_dir: Path,
-        context_tokens: int = 8192,
+        context_tokens: int = CONTEXT_TOKENS,
         start_timeout_s: float = START_TIMEOUT_S,
         now: Callable[[], datetime] = _now,
         monotonic: Callable[[], float] = time.monotonic,

@@ -67,7 +67,7 @@ class Hands:
 
     def _bash(self, command: str) -> str:
         say(f"$ {command}")
-        if len(command.encode("utf-8", "replace")) >= _LINE_BYTES or "\0" in command:
+        if not _can_be_started(command):
             raise ToolError("the command cannot be started as written")
         decision = judge(command, self._places, self._reach)
         if decision.refused is not None:
@@ -119,6 +119,13 @@ class Hands:
         self._refused += 1
         if self._refused <= _REFUSALS_SHOWN:
             say_refused(what)
+
+
+def _can_be_started(command: str) -> bool:
+    try:
+        return len(command.encode()) < _LINE_BYTES and "\0" not in command
+    except UnicodeEncodeError:  # half of a character: JSON can say it, no file name can
+        return False
 
 
 def _numbers(given: dict[str, object]) -> list[int]:

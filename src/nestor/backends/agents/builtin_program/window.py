@@ -1,8 +1,12 @@
-"""The conversation, kept within what the model takes. The task itself is never dropped."""
+"""The conversation, kept within what the model takes. The task itself is never dropped.
+
+Where the first message alone is too much, what accompanies the task in it is shortened.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 
 from .output import say
 
@@ -19,6 +23,13 @@ _SHRINK = 0.7
 """Trimmed to this share at once: each trim costs the provider's cache of the prompt."""
 _KEPT_CHARS = 100
 _LONG_CHARS = 400
+_PART = re.compile(
+    r"^(?=# (?:Steps|Done means|Files to look|Checks that|Context \(|Guidance|Your last"
+    r"|Flaky checks|What (?:people|you were|a reader))|## .{1,200} \((?:exit|no exit))",
+    re.MULTILINE,
+)
+"""Where the harness begins another part of the first message (``ralph/brief.py``)."""
+_REFERENCE = ("# Context (", "# Guidance")
 
 
 class Conversation:
@@ -48,17 +59,22 @@ class Conversation:
 
     def fit(self) -> None:
         """Drop the oldest where the next request would not leave room for an answer."""
-        room = self.window_tokens - min(_ANSWER_TOKENS, self.window_tokens // 4)
+        room = self._room()
         if self._tokens() > room:
-            self._shrink_to(int(room * _SHRINK))
+            self._shrink_to(int(room * _SHRINK), room)
 
     def too_long(self, limit: int | None) -> None:
         """The server says that it does not fit: believe it, and drop a good half."""
         now = self._tokens()
         if limit is not None and limit < self.window_tokens:
             self.window_tokens = limit
-        room = self.window_tokens - min(_ANSWER_TOKENS, self.window_tokens // 4)
-        self._shrink_to(min(now // 2, int(room * _SHRINK)))
+        room = self._room()
+        # The estimate may be too low: then the same again would not fit either.
+        most = min(int(now * _SHRINK), room)
+        self._shrink_to(min(now // 2, int(room * _SHRINK)), most)
+
+    def _room(self) -> int:
+        return self.window_tokens - min(_ANSWER_TOKENS, self.window_tokens // 4)
 
     def _tokens(self) -> int:
         size = sum(len(json.dumps(message)) for message in self.messages)
@@ -71,8 +87,21 @@ class Conversation:
                 return index
         return len(self.messages)
 
-    def _shrink_to(self, tokens: int) -> None:
+    def _shrink_to(self, tokens: int, most: int) -> None:
+        """Drop until ``tokens`` are left; the task only while there are above ``most``."""
         say("(the conversation is shortened)")
+        self._shrink_turns_to(tokens)
+        if self._tokens() > most:
+            self._shrink_task_to(min(tokens, most))
+
+    def _shrink_task_to(self, tokens: int) -> None:
+        task = self.messages[_TASK - 1]
+        parts = [part for part in _PART.split(str(task["content"])) if part]
+        while self._tokens() > tokens and (at := _most_spared(parts)) is not None:
+            parts[at] = _without_middle(parts[at])
+            task["content"] = "".join(parts)
+
+    def _shrink_turns_to(self, tokens: int) -> None:
         for shorten in (_drop_output, _shorten_call):
             for message in self.messages[_TASK : self._last()]:
                 if self._tokens() <= tokens:
@@ -135,5 +164,20 @@ def _short(value: object) -> object:
 def _halve(message: dict[str, object]) -> None:
     content = str(message["content"])
     if message["role"] == "tool" and len(content) > _LONG_CHARS:
-        quarter = len(content) // 4
-        message["content"] = f"{content[:quarter]}\n[...]\n{content[-quarter:]}"
+        message["content"] = _without_middle(content)
+
+
+def _without_middle(text: str) -> str:
+    quarter = len(text) // 4
+    return f"{text[:quarter]}\n[...]\n{text[-quarter:]}"
+
+
+def _most_spared(parts: list[str]) -> int | None:
+    """Say what loses its middle next: reference, then the longest, then the goal; None: no more."""
+    long = [n for n, part in enumerate(parts) if len(part) > _LONG_CHARS]
+
+    def rank(n: int) -> tuple[int, int]:
+        reference = parts[n].startswith(_REFERENCE)
+        return (0 if reference else 2 if n == 0 else 1, -len(parts[n]))
+
+    return min(long, key=rank, default=None)
