@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -131,6 +132,37 @@ def test_what_cannot_be_started_is_an_error_and_leaves_nothing(
             with pytest.raises(FileNotFoundError):
                 await child_process.start(str(tmp_path / "no"), env={}, cwd="/")
         assert handles() == before
+
+    on_a_loop(body)
+
+
+def test_no_file_of_another_thread_is_closed(
+    on_a_loop: Callable[[Body], None],
+) -> None:
+    """A number that is closed twice belongs to somebody else the second time."""
+    over = threading.Event()
+
+    def with_files() -> None:
+        while not over.is_set():
+            handles = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+            for handle in handles:
+                os.fstat(handle)
+            for handle in handles:
+                os.close(handle)
+
+    async def body() -> None:
+        threads = [asyncio.to_thread(with_files) for _ in range(3)]
+        others = asyncio.gather(*threads)
+        try:
+            for _ in range(100):
+                process = await shell("exit 0")
+                assert process.stdout is not None
+                assert await process.stdout.read() == b""
+                assert await process.wait() == 0
+                process.close()
+        finally:
+            over.set()
+            await others
 
     on_a_loop(body)
 

@@ -173,4 +173,15 @@ FAULTS = (
         ),
         (_LEFT, "-k", "another_version"),
     ),
+    Fault(
+        "children: uvloop closes a pipe, and then closes it again",
+        (
+            (
+                "backends/child_process.py",
+                "    kind = _HandedOver if _is_uvloop(asyncio.get_running_loop()) else _End\n",
+                "    kind = _End\n",
+            ),
+        ),
+        ("tests/unit/test_child_process.py", "-k", "another_thread"),
+    ),
 )

@@ -19,11 +19,41 @@ _STREAM_LIMIT = 64 * 1024
 """Bytes that a reader holds before the child has to wait."""
 
 
+class _End:
+    """Our end of a pipe, as event loops want it: asyncio closes it by ``close``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _HandedOver(_End):
+    """The same for uvloop, which closes the descriptor by itself, and then the object.
+
+    With a file of Python's that second time takes the number away from whichever thread was
+    given it in between. So whoever asks for the descriptor is its owner.
+    """
+
+    def fileno(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
+
+
 class ChildProcess:
     """A process and its pipes; ``returncode`` is None until its end was seen."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", ends: "dict[str, _End]"
+    ) -> None:
         self._process = process
+        self._ends = ends
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.pid = process.pid
         self.stdin: asyncio.StreamWriter | None = None
@@ -56,6 +86,8 @@ class ChildProcess:
         """Let go of its pipes, whoever else holds their other ends."""
         for pipe in self._pipes:
             pipe.close()
+        for end in self._ends.values():
+            end.close()
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -80,25 +112,23 @@ class ChildProcess:
 
     async def connect(self) -> None:
         """Bring the pipes that it was started with into the event loop."""
-        process, loop = self._process, asyncio.get_running_loop()
-        if process.stdin is not None:
+        loop = asyncio.get_running_loop()
+        if end := self._ends.pop("stdin", None):
             sink = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-            transport, protocol = await loop.connect_write_pipe(
-                lambda: sink, process.stdin
-            )
+            transport, protocol = await loop.connect_write_pipe(lambda: sink, end)
             self._pipes.append(transport)
             self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-        if process.stdout is not None:
-            self.stdout = await self._reader(process.stdout)
-        if process.stderr is not None:
-            self.stderr = await self._reader(process.stderr)
+        self.stdout = await self._reader("stdout")
+        self.stderr = await self._reader("stderr")
 
-    async def _reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
+    async def _reader(self, name: str) -> asyncio.StreamReader | None:
+        end = self._ends.pop(name, None)
+        if end is None:
+            return None
         reader = asyncio.StreamReader(limit=_STREAM_LIMIT)
         protocol = _UntilEnd(reader)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: protocol, pipe
-        )
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, end)
         self._pipes.append(transport)
         return reader
 
@@ -120,17 +150,39 @@ async def start(
     stderr: int | IO[bytes] = PIPE,
 ) -> ChildProcess:
     """Start a program in a session of its own. Raises ``OSError`` when it cannot be."""
-    process = ChildProcess(
-        subprocess.Popen(  # noqa: ASYNC220 - vfork ends with the exec
-            argv,
-            env=dict(env),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
+    kind = _HandedOver if _is_uvloop(asyncio.get_running_loop()) else _End
+    ours: dict[str, _End] = {}
+    theirs: list[int] = []
+
+    def given(name: str, what: int | IO[bytes]) -> int | IO[bytes]:
+        if what != PIPE:
+            return what
+        read, write = os.pipe()
+        us, them = (write, read) if name == "stdin" else (read, write)
+        ours[name] = kind(us)
+        theirs.append(them)
+        return them
+
+    try:
+        process = ChildProcess(
+            subprocess.Popen(  # noqa: ASYNC220 - vfork ends with the exec
+                argv,
+                env=dict(env),
+                cwd=cwd,
+                stdin=given("stdin", stdin),
+                stdout=given("stdout", stdout),
+                stderr=given("stderr", stderr),
+                start_new_session=True,
+            ),
+            ours,
         )
-    )
+    except BaseException:
+        for end in ours.values():
+            end.close()
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
     try:
         await process.connect()
     except BaseException:
@@ -139,3 +191,7 @@ async def start(
             process.kill()
         raise
     return process
+
+
+def _is_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.partition(".")[0] == "uvloop"
